@@ -1,0 +1,48 @@
+# make serve   a memory server on 127.0.0.1:8000, from a fresh machine with Python 3.11, make and a package index
+# make test    everything that is checked: style, types, import rules, tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: serve test check format bench clean
+
+serve: $(VENV)/.installed
+	$(BIN)/agemem-mcp assets pull
+	$(BIN)/agemem-mcp serve --transport http
+
+test: check
+	$(BIN)/agemem-mcp assets pull
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.installed-test
+	$(BIN)/agemem-mcp assets pull
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/retrieval.py
+	$(BIN)/python benchmarks/filter_context.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage*
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@ $(VENV)/.installed

@@ -1,0 +1,102 @@
+"""The data folder: private to its owner, and open in one writing process at a time."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import filelock
+
+from agemem_mcp.errors import ConfigurationError, StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PRIVATE = 0o700
+
+
+class FolderLock:
+    """An exclusive lock on a folder, held until :meth:`release` or the end of the process."""
+
+    def __init__(self, directory: Path, *, contents: str) -> None:
+        """Lock the folder.
+
+        Args:
+            directory: an existing folder that can be written.
+            contents: what it holds, for the message.
+
+        Raises:
+            StoreError: another process holds it; the text says which and what to do.
+        """
+        # Not thread-local: it may be taken by one thread and given back by another.
+        self._lock = filelock.FileLock(directory / "lock", thread_local=False)
+        # Beside the lock, as Windows lets nobody read a locked file.
+        self._pid_file = directory / "lock.pid"
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            holder = "unknown"
+            with suppress(OSError):
+                holder = self._pid_file.read_text(encoding="ascii").strip() or holder
+            msg = (
+                f"The {contents} in {directory} is open in another process (process id {holder}). One process at a "
+                f"time can use it: end that one, connect to it over HTTP, or choose another --data-dir."
+            )
+            raise StoreError(msg) from error
+        self._pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._pid_file.unlink(missing_ok=True)
+        self._lock.release()
+
+
+class DataFolder:
+    """Where everything is kept: ``ledger.db``, ``sessions.db`` and ``index/``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.ledger = directory / "ledger.db"
+        self.sessions = directory / "sessions.db"
+        self.index = directory / "index"
+
+    def prepare(self) -> None:
+        """Make the folder if need be, readable by its owner alone.
+
+        Raises:
+            ConfigurationError: it cannot be made or written.
+        """
+        try:
+            missing = not self.directory.exists()
+            self.directory.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+            if missing:
+                # mkdir's mode is cut by the umask, and never applied to a folder that was there.
+                self.directory.chmod(PRIVATE)
+            probe = self.directory / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            msg = (
+                f"The data folder {self.directory} cannot be used: {error.strerror or error}. Check its permissions and "
+                f"the free space, or choose another with --data-dir or AGEMEM_DATA_DIR."
+            )
+            raise ConfigurationError(msg) from error
+
+    def holder(self) -> str | None:
+        """The process id of whoever writes here now, as far as one can tell."""
+        try:
+            FolderLock(self.directory, contents="memory").release()
+        except StoreError:
+            with suppress(OSError):
+                return (self.directory / "lock.pid").read_text(encoding="ascii").strip()
+            return "unknown"
+        return None
+
+    def lock(self) -> FolderLock:
+        """Become the one process that writes here.
+
+        Raises:
+            StoreError: another process is.
+        """
+        return FolderLock(self.directory, contents="memory")

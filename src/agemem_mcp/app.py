@@ -1,0 +1,248 @@
+"""The composition root: settings in, a working memory service out."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agemem_mcp.domain.modes import FilterMode
+from agemem_mcp.errors import AgeMemError, ConfigurationError
+from agemem_mcp.service.gate import Progress, ServiceGate
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from agemem_mcp.adapters.assets import AssetProgress, AssetStore
+    from agemem_mcp.adapters.data_folder import DataFolder
+    from agemem_mcp.adapters.embedding import FastEmbedEmbedder
+    from agemem_mcp.adapters.ledger import SqliteLedger
+    from agemem_mcp.adapters.sessions import SqliteSessionStore
+    from agemem_mcp.domain.ports import Clock, IdSource, MemoryIndex
+    from agemem_mcp.service.archive import MemoryArchive, SessionArchive
+    from agemem_mcp.service.memory_service import MemoryService
+    from agemem_mcp.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_PURGE_INTERVAL_S = 3600.0
+
+
+def asset_store(settings: Settings) -> AssetStore:
+    """The store of model and tokenizer files."""
+    from agemem_mcp.adapters.assets import AssetStore
+
+    return AssetStore(settings.assets_dir)
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    ids: IdSource | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> AsyncGenerator[MemoryService]:
+    """Open everything the settings name; close and flush it on exit.
+
+    Args:
+        settings: what to open.
+        clock: another clock than the system's, for tests and training.
+        ids: another source of ids than the settings', for tests and training.
+        on_progress: called, perhaps from another thread, while files are being fetched.
+
+    Raises:
+        AgeMemError: something cannot be opened; nothing stored was changed.
+    """
+    # Imported here: a server answers its handshake before any of this is loaded.
+    from agemem_mcp.adapters.data_folder import DataFolder
+    from agemem_mcp.adapters.ledger import SqliteLedger
+    from agemem_mcp.adapters.sessions import SqliteSessionStore
+    from agemem_mcp.adapters.summarizers import EndpointSummarizer, ExtractiveSummarizer
+    from agemem_mcp.adapters.system import RandomIds, SequentialIds, SystemClock
+    from agemem_mcp.adapters.tokens import load_token_counter
+    from agemem_mcp.service.indexing import Indexer
+    from agemem_mcp.service.long_term import LongTermMemory
+    from agemem_mcp.service.memory_service import MemoryService
+    from agemem_mcp.service.relevance import DEFAULT_THETA
+    from agemem_mcp.service.short_term import ContextRules, ShortTermMemory
+    from agemem_mcp.service.summarising import SummarizerChain
+
+    clock = clock or SystemClock()
+    ids = ids or (SequentialIds if settings.ids == "sequential" else RandomIds)(settings.seed)
+    folder = DataFolder(settings.data_dir)
+    async with AsyncExitStack() as stack:
+        folder.prepare()
+        stack.callback(folder.lock().release)
+        store = await _ready_assets(settings, on_progress)
+        tokens = await asyncio.to_thread(load_token_counter, settings.context.tokenizer, store.tiktoken_dir)
+        embedder = _embedder(settings, store)
+        if embedder is not None:
+            stack.push_async_callback(embedder.close)
+        ledger = await SqliteLedger.open(folder.ledger, clock=clock)
+        stack.push_async_callback(ledger.close)
+        sessions = await SqliteSessionStore.open(folder.sessions)
+        stack.push_async_callback(sessions.close)
+        index = await _open_index(settings, folder, ledger, embedder)
+        stack.push_async_callback(index.close)
+        indexer = Indexer(ledger, index, embedder)
+        await indexer.start()
+        stack.push_async_callback(indexer.close)
+        summarizers: list[EndpointSummarizer | ExtractiveSummarizer] = [ExtractiveSummarizer(tokens)]
+        if settings.summary.url is not None and settings.summary.model is not None:
+            key = settings.summary.api_key
+            endpoint = EndpointSummarizer(
+                url=settings.summary.url,
+                model=settings.summary.model,
+                api_key=None if key is None else key.get_secret_value(),
+            )
+            stack.push_async_callback(endpoint.close)
+            summarizers.insert(0, endpoint)
+        mode = FilterMode.LEXICAL if embedder is None else settings.filter.mode
+        theta = settings.filter.theta
+        short_term = ShortTermMemory(
+            store=sessions,
+            tokens=tokens,
+            embedder=embedder,
+            summarizers=SummarizerChain(summarizers),
+            clock=clock,
+            ids=ids,
+            rules=ContextRules(
+                budget_tokens=settings.context.budget_tokens,
+                session_life=settings.context.session_life,
+                unnamed_life=settings.context.unnamed_life,
+                filter_mode=mode,
+                filter_theta=DEFAULT_THETA[mode] if theta is None else theta,
+            ),
+        )
+        long_term = LongTermMemory(ledger=ledger, index=index, indexer=indexer, embedder=embedder, clock=clock, ids=ids)
+        purger = asyncio.create_task(_purge_now_and_then(short_term.purge_expired))
+        stack.push_async_callback(_cancelled, purger)
+        yield MemoryService(long_term=long_term, short_term=short_term)
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """What is stored, to be looked at."""
+
+    memories: MemoryArchive
+    sessions: SessionArchive
+    ledger: SqliteLedger
+    session_store: SqliteSessionStore
+
+
+@asynccontextmanager
+async def open_archive(settings: Settings) -> AsyncGenerator[Archive]:
+    """Open ledger and sessions for reading, also while a server has the folder.
+
+    Raises:
+        ConfigurationError: there is nothing at that place.
+        StoreError: a database cannot be read.
+    """
+    from agemem_mcp.adapters.data_folder import DataFolder
+    from agemem_mcp.adapters.ledger import SqliteLedger
+    from agemem_mcp.adapters.sessions import SqliteSessionStore
+    from agemem_mcp.adapters.system import SystemClock
+    from agemem_mcp.service.archive import MemoryArchive, SessionArchive
+
+    folder = DataFolder(settings.data_dir)
+    if not (folder.ledger.exists() and folder.sessions.exists()):
+        msg = f"There is no memory in {settings.data_dir} yet. Start `agemem-mcp serve`, or name another --data-dir."
+        raise ConfigurationError(msg)
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        ledger = await SqliteLedger.open(folder.ledger, clock=clock, read_only=True)
+        stack.push_async_callback(ledger.close)
+        sessions = await SqliteSessionStore.open(folder.sessions, read_only=True)
+        stack.push_async_callback(sessions.close)
+        yield Archive(MemoryArchive(ledger, clock), SessionArchive(sessions, clock), ledger, sessions)
+
+
+async def _ready_assets(settings: Settings, on_progress: Callable[[Progress], None]) -> AssetStore:
+    """Fetch what is missing of the files; if that fails the server still opens, and says so when they are needed."""
+    from agemem_mcp.adapters.assets import MODEL, TOKENS, pull
+
+    store = asset_store(settings)
+    needed = [MODEL] if settings.embedding_path is None and settings.embedding != "none" else []
+    needed += [TOKENS] if settings.context.tokenizer == TOKENS else []
+    missing = [what for what in needed if what in store.missing()]
+    if not missing:
+        return store
+
+    def report(progress: AssetProgress) -> None:
+        on_progress(Progress(f"{progress.what}: {progress.stage}", progress.done_bytes, progress.total_bytes))
+
+    on_progress(Progress("fetching the model and tokenizer files"))
+    try:
+        outcome = await asyncio.to_thread(pull, store, only=missing, hub_url=settings.hub_url, progress=report)
+        outcome.raise_for_failure()
+    except AgeMemError as error:
+        log.warning("files could not be fetched", error=str(error))
+    return store
+
+
+def _embedder(settings: Settings, store: AssetStore) -> FastEmbedEmbedder | None:
+    if settings.embedding == "none":
+        return None
+    from agemem_mcp.adapters.embedding import FastEmbedEmbedder
+
+    return FastEmbedEmbedder(
+        settings.embedding_path or store.model_dir,
+        model_name=settings.embedding,
+        threads=settings.embedding_threads,
+    )
+
+
+async def _open_index(
+    settings: Settings, folder: DataFolder, ledger: SqliteLedger, embedder: FastEmbedEmbedder | None
+) -> MemoryIndex:
+    ledger_id = await ledger.ledger_id()
+    dimensions = None if embedder is None else embedder.dimensions
+    if settings.qdrant_url is None:
+        from agemem_mcp.adapters.qdrant_edge import QdrantEdgeIndex
+
+        return await QdrantEdgeIndex.open(
+            folder.index, embedding=settings.embedding, dimensions=dimensions, ledger_id=ledger_id
+        )
+    from agemem_mcp.adapters.qdrant_remote import QdrantRemoteIndex
+
+    key = settings.qdrant_api_key
+    return await QdrantRemoteIndex.connect(
+        settings.qdrant_url,
+        api_key=None if key is None else key.get_secret_value(),
+        collection=settings.qdrant_collection,
+        embedding=settings.embedding,
+        dimensions=dimensions,
+        ledger_id=ledger_id,
+    )
+
+
+async def _purge_now_and_then(purge: Callable[[], Awaitable[int]]) -> None:
+    while True:
+        try:
+            if purged := await purge():
+                log.info("expired sessions purged", count=purged)
+        except AgeMemError as error:
+            log.warning("expired sessions could not be purged", error=str(error))
+        await asyncio.sleep(_PURGE_INTERVAL_S)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def service_gate(settings: Settings) -> ServiceGate:
+    """A gate to the service of these settings, not yet opened."""
+    return ServiceGate(lambda note: open_service(settings, on_progress=note), prepare=_import_everything)
+
+
+def _import_everything() -> None:
+    """Load what opening needs; done in a thread, it holds up nobody's handshake."""
+    for module in ("assets", "data_folder", "embedding", "ledger", "qdrant_edge", "sessions", "summarizers", "tokens"):
+        import_module(f"agemem_mcp.adapters.{module}")
+    import_module("agemem_mcp.service.memory_service")

@@ -1,0 +1,155 @@
+"""``agemem-mcp demo``: a small story through all six tools, against a running or an in-process server."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agemem_mcp.app import service_gate
+from agemem_mcp.cli.output import Json, print_json, start_logging
+from agemem_mcp.domain.memory import Scope
+from agemem_mcp.errors import StoreError
+from agemem_mcp.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from mcp.client.client import Client
+
+    from agemem_mcp.settings import Settings
+
+_DEMO_NAMESPACE = "demo"
+
+
+def demo(
+    url: Annotated[
+        str | None,
+        typer.Option(help="A running server, such as http://127.0.0.1:8000/mcp; without it, one in this process."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what the six tools do, on a small story in a namespace of its own."""
+    settings = load_settings()
+    start_logging(settings.log_level)
+    steps = asyncio.run(_story(settings, url, quiet=json))
+    if json:
+        print_json(steps)
+
+
+async def _story(settings: Settings, url: str | None, *, quiet: bool) -> list[dict[str, Any]]:
+    async with _client(settings, url) as client:
+        teller = _Teller(client, quiet=quiet)
+        await _tell(teller)
+        return teller.steps
+
+
+async def _tell(teller: _Teller) -> None:
+    teller.say("A new fact is worth keeping:")
+    trip = await teller.call(
+        "Add_memory",
+        content="Maya's flight to Lisbon leaves on 3 May at 07:40.",
+        memory_type="event",
+        metadata={"title": "Lisbon trip"},
+    )
+    guest = await teller.call("Add_memory", content="Maya is allergic to peanuts.", memory_type="fact")
+    await teller.call("Add_memory", content="Maya's sister Ines lives in Porto.", memory_type="fact")
+    teller.say("The flight was moved. The memory is updated, its first version stays in the history:")
+    await teller.call(
+        "Update_memory",
+        memory_id=trip["memory_id"],
+        content="Maya's flight to Lisbon leaves on 4 May at 09:15.",
+    )
+    teller.say("Later, in another conversation. Searching opens a session, and the hits enter its context:")
+    found = await teller.call("Retrieve_memory", query="When does Maya fly to Portugal?", top_k=2)
+    session = found["session_id"]
+    teller.say("The conversation goes on, with some detours:")
+    await teller.call(
+        "Append_context",
+        session_id=session,
+        messages=[
+            {"role": "user", "content": "Book a table in Lisbon for the evening of her arrival."},
+            {"role": "assistant", "content": "Table for two at Tasca do Miguel, 4 May, 20:00, booked under Maya."},
+            {"role": "user", "content": "By the way, how do I descale a coffee machine?"},
+            {"role": "assistant", "content": "Run the coffee machine twice with citric acid, then twice with water."},
+        ],
+    )
+    teller.say("The detour only takes up room. It is filtered out:")
+    await teller.call("Filter_context", criteria="descaling the coffee machine", session_id=session)
+    teller.say("The rest is condensed into a summary, written by the model itself:")
+    await teller.call(
+        "Summary_context",
+        span="all",
+        summary="Maya flies to Lisbon 4 May 09:15; table for two at Tasca do Miguel, 4 May 20:00.",
+        session_id=session,
+    )
+    await teller.call("Show_context", session_id=session)
+    teller.say("Something that turned out to be wrong is deleted (and could be restored):")
+    await teller.call("Delete_memory", memory_id=guest["memory_id"], confirmation=True)
+
+
+class _Teller:
+    """Calls tools and shows each call with its answer."""
+
+    def __init__(self, client: Client, *, quiet: bool) -> None:
+        self._client = client
+        self._quiet = quiet
+        self.steps: list[dict[str, Any]] = []
+
+    def say(self, text: str) -> None:
+        """Tell what comes next."""
+        if not self._quiet:
+            typer.echo(f"\n{text}")
+
+    async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401  a tool's arguments
+        """Call a tool; an error of the tool ends the demo."""
+        result = await self._client.call_tool(tool, arguments)
+        text = "\n".join(getattr(part, "text", "") for part in result.content)
+        if result.is_error:
+            raise StoreError(text)
+        structured: dict[str, Any] = result.structured_content or {}
+        self.steps.append({"tool": tool, "arguments": arguments, "text": text, "result": structured})
+        if not self._quiet:
+            shown = ", ".join(f"{name}={_short(value)}" for name, value in arguments.items())
+            typer.secho(f"  {tool}({shown})", bold=True)
+            typer.echo("".join(f"    {line}\n" for line in text.splitlines()), nl=False)
+        return structured
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 70 else text[:69] + "…"  # noqa: PLR2004  one line
+
+
+@asynccontextmanager
+async def _client(settings: Settings, url: str | None) -> AsyncGenerator[Client]:
+    from mcp.client.client import Client  # noqa: PLC0415  slow to import
+
+    if url is not None:
+        import httpx2  # noqa: PLC0415  the SDK's own HTTP client
+        from mcp.client.streamable_http import streamable_http_client  # noqa: PLC0415  slow to import
+
+        headers = {"X-Agemem-Namespace": _DEMO_NAMESPACE}
+        if settings.token is not None:
+            headers["Authorization"] = f"Bearer {settings.token.get_secret_value()}"
+        async with (
+            httpx2.AsyncClient(headers=headers, timeout=120) as http,
+            Client(streamable_http_client(url, http_client=http)) as client,
+        ):
+            yield client
+        return
+    from agemem_mcp.server.tools import MemoryServer  # noqa: PLC0415  slow to import
+
+    with tempfile.TemporaryDirectory(prefix="agemem-demo-") as folder:
+        gate = service_gate(settings.model_copy(update={"data_dir": Path(folder) / "data"}))
+        server = MemoryServer(gate, scope_of=lambda _: Scope(namespace=_DEMO_NAMESPACE))
+        try:
+            async with Client(server.mcp) as client:
+                yield client
+        finally:
+            await server.drain()
+            await gate.close()

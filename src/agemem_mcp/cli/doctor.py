@@ -1,0 +1,119 @@
+"""``agemem-mcp doctor``: what is configured, what is missing, what to do."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from agemem_mcp._version import __version__
+from agemem_mcp.app import asset_store, open_archive
+from agemem_mcp.cli.output import DataDir, Json, print_json, print_table, run_async, start_logging
+from agemem_mcp.errors import AgeMemError
+from agemem_mcp.settings import changed_settings, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agemem_mcp.settings import Settings
+
+State = Literal["ok", "note", "problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    state: State
+    found: str
+    todo: str = ""
+
+
+def doctor(
+    data_dir: DataDir = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Read everything: file hashes and database integrity.")] = False,
+    json: Json = False,
+) -> None:
+    """Check this installation; status 1 when something must be done."""
+    settings = load_settings(data_dir=data_dir)
+    start_logging("error")
+    findings = [*_program(settings), *_files(settings, deep=deep), *run_async(_memory(settings, deep=deep))]
+    if json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        rows = [(one.state, one.what, one.found) for one in findings]
+        print_table(("", "what", "found"), rows, empty="")
+        for one in findings:
+            if one.todo:
+                typer.echo(f"→ {one.what}: {one.todo}")
+    if any(one.state == "problem" for one in findings):
+        raise typer.Exit(1)
+
+
+def _program(settings: Settings) -> Iterator[Finding]:
+    yield Finding("agemem-mcp", "ok", f"{__version__} on Python {platform.python_version()}, {platform.system()}")
+    libraries = ("mcp", "qdrant-edge-py", "qdrant-client", "fastembed", "onnxruntime")
+    yield Finding("libraries", "ok", ", ".join(f"{name} {version(name)}" for name in libraries))
+    changed = changed_settings(settings)
+    yield Finding("settings", "ok", ", ".join(f"{name}={value}" for name, value in changed) or "all at their defaults")
+    if settings.qdrant_url is not None:
+        yield Finding("index", "ok", f"Qdrant at {settings.qdrant_url}, collection {settings.qdrant_collection}")
+
+
+def _files(settings: Settings, *, deep: bool) -> Iterator[Finding]:
+    store = asset_store(settings)
+    needed = {"o200k_base"} if settings.context.tokenizer == "o200k_base" else set[str]()
+    needed |= {"all-MiniLM-L6-v2"} if settings.embedding != "none" and settings.embedding_path is None else set()
+    missing = needed & set(store.missing())
+    if missing:
+        todo = "run `agemem-mcp assets pull` (or set AGEMEM_EMBEDDING=none to work by words alone)"
+        yield Finding("files", "problem", f"missing: {', '.join(sorted(missing))} in {settings.assets_dir}", todo)
+        return
+    damaged = store.verify() if deep and needed else []
+    if damaged:
+        yield Finding(
+            "files", "problem", "; ".join(damaged), "run `agemem-mcp assets pull`: it replaces what is damaged"
+        )
+    else:
+        checked = ", hashes checked" if deep else ""
+        yield Finding("files", "ok", f"{', '.join(sorted(needed)) or 'none needed'} in {settings.assets_dir}{checked}")
+
+
+async def _memory(settings: Settings, *, deep: bool) -> list[Finding]:
+    from agemem_mcp.adapters.data_folder import DataFolder  # noqa: PLC0415  slow to import
+
+    folder = DataFolder(settings.data_dir)
+    findings: list[Finding] = []
+    if not folder.directory.exists():
+        return [Finding("memory", "note", f"{folder.directory} does not exist yet: the first `serve` makes it")]
+    try:
+        folder.prepare()
+        findings.append(Finding("data folder", "ok", str(folder.directory)))
+    except AgeMemError as error:
+        return [Finding("data folder", "problem", str(error), "see above")]
+    holder = folder.holder()
+    if holder is not None:
+        findings.append(Finding("in use", "note", f"process {holder} has the folder open"))
+    if not folder.ledger.exists():
+        return [*findings, Finding("memory", "note", "nothing stored yet")]
+    try:
+        async with open_archive(settings) as archive:
+            count = await archive.ledger.count()
+            findings.append(
+                Finding("ledger", "ok", f"{count:,} memories, {await archive.ledger.last_seq():,} operations")
+            )
+            if deep:
+                problems = [
+                    *await archive.ledger.integrity_problems(),
+                    *await archive.session_store.integrity_problems(),
+                ]
+                todo = "restore a backup, or run `sqlite3 FILE .recover`" if problems else ""
+                state: State = "problem" if problems else "ok"
+                findings.append(Finding("integrity", state, "; ".join(problems) or "both databases are whole", todo))
+    except AgeMemError as error:
+        findings.append(Finding("ledger", "problem", str(error), "see above"))
+    return findings

@@ -1,0 +1,196 @@
+"""``agemem-mcp memories``: look at long-term memory, search it, restore and delete."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agemem_mcp.app import open_archive, open_service
+from agemem_mcp.cli.output import (
+    DataDir,
+    Json,
+    Limit,
+    Namespace,
+    iso,
+    print_json,
+    print_table,
+    read_settings,
+    run_async,
+    shown_limit,
+    when,
+)
+from agemem_mcp.domain.memory import Actor
+from agemem_mcp.domain.operations import DeleteMemory
+from agemem_mcp.domain.text import check_text, preview
+from agemem_mcp.errors import InvalidOperation
+from agemem_mcp.service.long_term import Origin
+
+if TYPE_CHECKING:
+    from agemem_mcp.domain.memory import MemoryEvent, MemoryRecord
+
+app = typer.Typer(help="Look at long-term memory, search it, restore and delete.", no_args_is_help=True)
+MemoryId = Annotated[str, typer.Argument(help="Such as mem_7k2f.")]
+_USER = Origin(actor=Actor.USER)
+
+
+@app.command("list")
+def list_memories(
+    data_dir: DataDir = None,
+    namespace: Namespace = None,
+    limit: Limit = None,
+    all_: Annotated[bool, typer.Option("--all", help="Deleted and expired ones too.")] = False,
+    json: Json = False,
+) -> None:
+    """List memories, last changed first."""
+    settings, scope = read_settings(data_dir, namespace)
+
+    async def work() -> list[MemoryRecord]:
+        async with open_archive(settings) as archive:
+            return await archive.memories.list_memories(
+                scope, limit=shown_limit(limit, as_json=json), include_deleted=all_
+            )
+
+    records = run_async(work())
+    if json:
+        print_json([_fields(record) for record in records])
+        return
+    rows = [(one.memory_id, when(one.updated_at), one.memory_type, preview(one.content, 100)) for one in records]
+    print_table(("id", "changed", "type", "content"), rows, empty="No memories here yet.")
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    data_dir: DataDir = None,
+    namespace: Namespace = None,
+    limit: Limit = None,
+    json: Json = False,
+) -> None:
+    """Search memories by meaning and words, best first."""
+    settings, scope = read_settings(data_dir, namespace)
+    check_text(query, "The query")
+
+    async def work() -> list[dict[str, Any]]:
+        async with open_service(settings) as service:
+            top_k = limit or (await service.long_term.count() if json else 10)
+            hits = await service.long_term.search(scope, query, top_k=max(1, top_k), metadata_filter={})
+            return [{**_fields(hit.record), "score": round(hit.score, 4)} for hit in hits]
+
+    hits = run_async(work())
+    if json:
+        print_json(hits)
+        return
+    rows = [(hit["memory_id"], f"{hit['score']:.2f}", preview(hit["content"], 100)) for hit in hits]
+    print_table(("id", "score", "content"), rows, empty="Nothing found.")
+
+
+@app.command()
+def show(memory_id: MemoryId, data_dir: DataDir = None, namespace: Namespace = None, json: Json = False) -> None:
+    """Show one memory."""
+    settings, scope = read_settings(data_dir, namespace)
+
+    async def work() -> MemoryRecord:
+        async with open_archive(settings) as archive:
+            return await archive.memories.get(scope, memory_id)
+
+    fields = _fields(run_async(work()))
+    if json:
+        print_json(fields)
+        return
+    for name, value in fields.items():
+        typer.echo(f"{name + ':':<13} {'' if value is None else value}")
+
+
+@app.command()
+def history(memory_id: MemoryId, data_dir: DataDir = None, namespace: Namespace = None, json: Json = False) -> None:
+    """Show every version of a memory and who made it."""
+    settings, scope = read_settings(data_dir, namespace)
+
+    async def work() -> list[MemoryEvent]:
+        async with open_archive(settings) as archive:
+            return await archive.memories.history(scope, memory_id)
+
+    events = run_async(work())
+    if json:
+        print_json([_event_fields(event) for event in events])
+        return
+    rows = [
+        (one.record.version, one.kind.value, one.actor.value, when(one.at), preview(one.record.content, 80))
+        for one in events
+    ]
+    print_table(("version", "what", "by", "when", "content"), rows, empty="")
+
+
+@app.command()
+def restore(
+    memory_id: MemoryId,
+    version: Annotated[int | None, typer.Option(help="Which version; the last text if left out.")] = None,
+    data_dir: DataDir = None,
+    namespace: Namespace = None,
+    json: Json = False,
+) -> None:
+    """Bring back a deleted or expired memory, or an earlier version of one."""
+    settings, scope = read_settings(data_dir, namespace)
+
+    async def work() -> MemoryRecord:
+        async with open_service(settings) as service:
+            return await service.long_term.restore(scope, memory_id, version, _USER)
+
+    record = run_async(work())
+    if json:
+        print_json(_fields(record))
+        return
+    typer.echo(f"{record.memory_id} is now version {record.version}: {preview(record.content)}")
+
+
+@app.command()
+def delete(
+    memory_id: MemoryId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    data_dir: DataDir = None,
+    namespace: Namespace = None,
+    json: Json = False,
+) -> None:
+    """Delete a memory; it stays in the history and can be restored."""
+    settings, scope = read_settings(data_dir, namespace)
+    if not yes and json:
+        msg = "With --json nobody is asked: add --yes to delete."
+        raise InvalidOperation(msg)
+    if not yes:
+        typer.confirm(f"Delete {memory_id}?", abort=True)
+
+    async def work() -> dict[str, Any]:
+        async with open_service(settings) as service:
+            operation = DeleteMemory(memory_id=memory_id, confirmation=True)
+            return (await service.long_term.delete(scope, operation, _USER)).model_dump(mode="json")
+
+    result = run_async(work())
+    if json:
+        print_json(result)
+        return
+    typer.echo(f"Deleted {memory_id}. `agemem-mcp memories restore {memory_id}` brings it back.")
+
+
+def _fields(record: MemoryRecord) -> dict[str, Any]:
+    return {
+        "memory_id": record.memory_id,
+        "content": record.content,
+        "memory_type": record.memory_type,
+        "metadata": record.metadata,
+        "version": record.version,
+        "created_at": iso(record.created_at),
+        "updated_at": iso(record.updated_at),
+        "expires_at": None if record.expires_at is None else iso(record.expires_at),
+        "deleted": record.deleted,
+    }
+
+
+def _event_fields(event: MemoryEvent) -> dict[str, Any]:
+    return {
+        "kind": event.kind.value,
+        "actor": event.actor.value,
+        "session_id": event.session_id,
+        "at": iso(event.at),
+        **_fields(event.record),
+    }

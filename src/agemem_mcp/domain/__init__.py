@@ -1,0 +1,1 @@
+"""What memory and context are, independent of any store, protocol or model."""

@@ -1,0 +1,118 @@
+"""Short-term context: messages, rounds, spans and the token budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+
+from agemem_mcp.domain.memory import Scope
+from agemem_mcp.errors import InvalidOperation
+
+WARNING_SHARE = 0.8
+"""From this share of the budget on, results carry a warning."""
+
+
+class Role(StrEnum):
+    """Who a message comes from. System messages are never summarised or removed."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+class MessageState(StrEnum):
+    """Whether a message is in the context, or why it left. Only expiry destroys one."""
+
+    ACTIVE = "active"
+    SUMMARISED = "summarised"
+    FILTERED = "filtered"
+    REPLACED = "replaced"
+    """A summary whose originals were restored."""
+
+
+class MessageKind(StrEnum):
+    """How a message came into the context."""
+
+    MESSAGE = "message"
+    RETRIEVED = "retrieved"
+    SUMMARY = "summary"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a session."""
+
+    message_id: str
+    role: Role
+    content: str
+    created_at: datetime
+    position: int
+    """Order in the context; a summary takes the place of the first message it replaces."""
+    tokens: int = 0
+    tokenizer: str = ""
+    kind: MessageKind = MessageKind.MESSAGE
+    state: MessageState = MessageState.ACTIVE
+    replaced_by: str | None = None
+    """The summary that took this message's place."""
+
+    def counted(self, tokens: int, tokenizer: str) -> Message:
+        """The same message with a token count by ``tokenizer``."""
+        return replace(self, tokens=tokens, tokenizer=tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One short-term context, referred to by an unguessable handle."""
+
+    scope: Scope
+    session_id: str
+    created_at: datetime
+    used_at: datetime
+    named: bool
+    """Whether a caller has ever passed the handle back; one that never was expires sooner."""
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ContextWindow:
+    """The messages now in a session's context, in order, against its budget."""
+
+    messages: tuple[Message, ...]
+    budget_tokens: int
+    tokenizer: str
+    approximate: bool
+
+    @property
+    def tokens(self) -> int:
+        """Sum of the messages' tokens; a client's own framing of each message is not in it."""
+        return sum(message.tokens for message in self.messages)
+
+    def rounds(self) -> list[list[Message]]:
+        """The reducible messages by round (AgeMem, section 3.2), system messages left out.
+
+        A round is a user message and what followed until the next one. What stands before the
+        first user message is a round of its own.
+        """
+        rounds: list[list[Message]] = []
+        for message in self.messages:
+            if message.role is Role.SYSTEM:
+                continue
+            if message.role is Role.USER or not rounds:
+                rounds.append([])
+            rounds[-1].append(message)
+        return rounds
+
+    def span(self, span: str) -> list[Message]:
+        """The messages that ``span`` names: ``"all"`` or the last N rounds.
+
+        Raises:
+            InvalidOperation: nothing is there to take.
+        """
+        rounds = self.rounds()
+        if not rounds:
+            msg = "The context is empty: there is nothing to summarise. Append or retrieve first."
+            raise InvalidOperation(msg)
+        chosen = rounds if span == "all" else rounds[-int(span) :]
+        return [message for one in chosen for message in one]

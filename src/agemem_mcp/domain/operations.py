@@ -1,0 +1,606 @@
+"""The action space: six operations and two helpers, each with its arguments and its result.
+
+One definition serves the MCP tools (names, descriptions and JSON schemas are generated from the
+classes here), the policies and the trainer. Names and arguments follow AgeMem, section 3.2 and
+appendix A.1. Arguments are read tolerantly where their meaning is clear, because models write them.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from agemem_mcp.domain.text import check_characters, check_json, check_text, preview
+from agemem_mcp.errors import InvalidOperation
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+MAX_TOP_K = 100
+_TRUE = {"true", "yes", "y", "1"}
+_FALSE = {"false", "no", "n", "0", ""}
+
+
+def _text(name: str) -> BeforeValidator:
+    """A string that may come as a number, or as a list of strings that then stand one to a line."""
+
+    def read(value: object) -> object:
+        if strings := _strings(value):
+            value = "\n".join(strings)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
+        return check_text(value, name) if isinstance(value, str) else value
+
+    return BeforeValidator(read)
+
+
+def _handle(value: object) -> object:
+    """An optional word or id; blank means that none was given."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str):
+        return check_characters(value.strip(), "The argument") or None
+    return value
+
+
+def _object(name: str) -> BeforeValidator:
+    """A JSON object that may come as a string of JSON."""
+
+    def read(value: object) -> object:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value) if value.strip() else {}
+            except (ValueError, RecursionError) as error:
+                msg = f'{name} must be a JSON object such as {{"topic": "travel"}}.'
+                raise InvalidOperation(msg) from error
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            msg = f'{name} must be a JSON object such as {{"topic": "travel"}}.'
+            raise InvalidOperation(msg)
+        return check_json(cast("object", value), name)
+
+    return BeforeValidator(read)
+
+
+def _flag(value: object) -> object:
+    word = str(value).strip().lower()
+    if word in _TRUE or word in _FALSE:
+        return word in _TRUE
+    return value
+
+
+def _top_k(value: object) -> object:
+    if value is None:
+        return 3
+    try:
+        number = float(value) if isinstance(value, str | int | float) else None
+    except (ValueError, OverflowError):
+        number = None
+    if number is None or not number.is_integer() or not 1 <= number <= MAX_TOP_K:
+        msg = f"top_k must be a whole number from 1 to {MAX_TOP_K}."
+        raise InvalidOperation(msg)
+    return int(number)
+
+
+def _span(value: object) -> object:
+    word = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip().lower()
+    if word in ("all", "full"):
+        return "all"
+    if word.isascii() and word.isdigit() and len(word) < 10 and int(word) > 0:  # noqa: PLR2004  fits any context
+        return str(int(word))
+    msg = 'span must be "all" or the number of last rounds to summarise, such as "1" or "3".'
+    raise InvalidOperation(msg)
+
+
+def _messages(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = [{"role": "user", "content": value}]
+    if strings := _strings(value):
+        return [{"role": "user", "content": text} for text in strings]
+    return [cast("object", value)] if isinstance(value, dict) else cast("object", value)
+
+
+def _strings(value: object) -> list[str]:
+    """The value if it is a list of strings alone, else nothing."""
+    items = cast("list[object]", value) if isinstance(value, list) else []
+    strings = [item for item in items if isinstance(item, str)]
+    return strings if len(strings) == len(items) else []
+
+
+SessionId: TypeAlias = Annotated[str | None, BeforeValidator(_handle)]
+NamedSessionId: TypeAlias = Annotated[SessionId, Field(description="From Retrieve_memory or Append_context.")]
+MemoryId: TypeAlias = Annotated[
+    str,
+    AfterValidator(str.strip),
+    _text("memory_id"),
+    Field(description="From Add_memory or Retrieve_memory."),
+]
+
+
+class Operation(BaseModel):
+    """Base of all operations. ``name`` tells them apart; the other fields are the arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: ClassVar[str]
+    """What a model is told."""
+    title: ClassVar[str]
+    """What a person is shown."""
+    read_only: ClassVar[bool] = False
+    destructive: ClassVar[bool] = False
+    """Whether it changes or removes what was there (all of it can be restored)."""
+    idempotent: ClassVar[bool] = False
+
+
+class AddMemory(Operation):
+    """Store a new long-term memory."""
+
+    name: Literal["Add_memory"] = "Add_memory"
+    title = "Add memory"
+    idempotent = True
+    description = (
+        "Store one self-contained fact, preference, decision or event in long-term memory, kept across sessions. "
+        "Close existing memories come back in `similar`: use Update_memory instead of storing a changed fact twice."
+    )
+
+    content: Annotated[str, _text("content"), Field(description="The text to remember.")]
+    metadata: Annotated[
+        dict[str, Any],
+        _object("metadata"),
+        Field(
+            default_factory=dict,
+            description="Any JSON: title, source, tags, … `expires_at` (ISO time) ends the memory's life.",
+        ),
+    ]
+    memory_type: Annotated[str | None, BeforeValidator(_handle), Field(description="Such as fact or preference.")] = (
+        None
+    )
+
+
+class UpdateMemory(Operation):
+    """Replace the text of a long-term memory."""
+
+    name: Literal["Update_memory"] = "Update_memory"
+    title = "Update memory"
+    destructive = True
+    description = (
+        "Replace the text of a long-term memory that is outdated or incomplete. Earlier versions stay in its history."
+    )
+
+    memory_id: MemoryId
+    content: Annotated[str, _text("content"), Field(description="The new text, complete.")]
+    metadata: Annotated[
+        dict[str, Any],
+        _object("metadata"),
+        Field(default_factory=dict, description="Merged into the present one; null removes a key."),
+    ]
+
+
+class DeleteMemory(Operation):
+    """Remove a long-term memory."""
+
+    name: Literal["Delete_memory"] = "Delete_memory"
+    title = "Delete memory"
+    destructive = True
+    idempotent = True
+    description = "Remove a long-term memory that is wrong or no longer wanted."
+
+    memory_id: MemoryId
+    confirmation: Annotated[bool, BeforeValidator(_flag), Field(description="Must be true.")]
+
+
+class RetrieveMemory(Operation):
+    """Search long-term memory and put the hits into a session's context."""
+
+    name: Literal["Retrieve_memory"] = "Retrieve_memory"
+    title = "Retrieve memory"
+    description = (
+        "Search long-term memory by meaning and words. The hits are returned and enter the session's context as one "
+        "message. Without session_id a new session is opened and its id returned. Pass that id on: a session never "
+        "named again expires after 1 hour, any other after 30 days without use."
+    )
+
+    query: Annotated[str, _text("query"), Field(description="What to look for, in plain words.")]
+    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K, description="How many hits."), BeforeValidator(_top_k)] = 3
+    metadata_filter: Annotated[
+        dict[str, Any],
+        _object("metadata_filter"),
+        Field(
+            default_factory=dict,
+            description="{key: value}, {key: [a, b]} or {key: {gt|gte|lt|lte|after|before: bound}} on metadata keys, "
+            "memory_type, created_at and updated_at.",
+        ),
+    ]
+    session_id: SessionId = None
+
+
+class SummaryContext(Operation):
+    """Replace messages of a session's context by a summary."""
+
+    name: Literal["Summary_context"] = "Summary_context"
+    title = "Summarise context"
+    destructive = True
+    description = (
+        "Shorten the session's context: the chosen messages are replaced by one summary. "
+        "Best is to write the summary yourself, keeping every fact, decision and open question."
+    )
+
+    span: Annotated[
+        str,
+        BeforeValidator(_span),
+        Field(description='"all", or "N" for the last N rounds (a user message and what followed).'),
+    ]
+    summary: Annotated[
+        str | None, _text("summary"), Field(description="Your summary. If omitted, the server writes one.")
+    ] = None
+    session_id: NamedSessionId = None
+
+
+class FilterContext(Operation):
+    """Remove messages from a session's context by what they are about."""
+
+    name: Literal["Filter_context"] = "Filter_context"
+    title = "Filter context"
+    destructive = True
+    description = "Remove from the session's context the messages that are about the criteria."
+
+    criteria: Annotated[str, _text("criteria"), Field(description="What to REMOVE: topics, names or a description.")]
+    session_id: NamedSessionId = None
+
+
+class NewMessage(BaseModel):
+    """A message to append."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Annotated[
+        Literal["user", "assistant", "tool"],
+        BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value),
+    ]
+    content: Annotated[str, _text("content")]
+
+
+class AppendContext(Operation):
+    """Append messages to a session's context."""
+
+    name: Literal["Append_context"] = "Append_context"
+    title = "Append to context"
+    description = (
+        "Append messages to the session's context. Without session_id a new session is opened and its id returned."
+    )
+
+    messages: Annotated[list[NewMessage], BeforeValidator(_messages), Field(min_length=1, max_length=1000)]
+    session_id: SessionId = None
+
+
+class ShowContext(Operation):
+    """Show a session's context."""
+
+    name: Literal["Show_context"] = "Show_context"
+    title = "Show context"
+    read_only = True
+    idempotent = True
+    description = "Show the messages now in the session's context and how full it is."
+
+    session_id: Annotated[str, _text("session_id"), AfterValidator(str.strip)]
+
+
+MemoryOperation: TypeAlias = Annotated[
+    AddMemory | UpdateMemory | DeleteMemory | RetrieveMemory | SummaryContext | FilterContext,
+    Field(discriminator="name"),
+]
+"""The six operations of AgeMem: the action space of policies and training."""
+
+AnyOperation: TypeAlias = Annotated[
+    AddMemory
+    | UpdateMemory
+    | DeleteMemory
+    | RetrieveMemory
+    | SummaryContext
+    | FilterContext
+    | AppendContext
+    | ShowContext,
+    Field(discriminator="name"),
+]
+"""The six and the two helpers that feed and show a context."""
+
+SIX: tuple[type[Operation], ...] = (
+    AddMemory,
+    UpdateMemory,
+    DeleteMemory,
+    RetrieveMemory,
+    SummaryContext,
+    FilterContext,
+)
+HELPERS: tuple[type[Operation], ...] = (AppendContext, ShowContext)
+
+
+def tool_name(operation: type[Operation]) -> str:
+    """The wire name, such as ``Add_memory``."""
+    return cast("str", operation.model_fields["name"].default)
+
+
+def parse_operation(
+    name: str, arguments: dict[str, Any] | None, *, allowed: Collection[str] | None = None
+) -> AnyOperation:
+    """Read a tool call.
+
+    Args:
+        name: the tool's wire name.
+        arguments: its arguments as a model wrote them.
+        allowed: the names offered, where these are not all.
+
+    Raises:
+        InvalidOperation: unknown tool, or arguments that cannot be read; the text says which and why.
+    """
+    offered = [known for known in _BY_NAME if allowed is None or known in allowed]
+    if name not in offered:
+        msg = f"There is no tool {preview(name, 60)!r}. The tools are {', '.join(offered)}."
+        raise InvalidOperation(msg)
+    operation = _BY_NAME[name]
+    arguments = dict(arguments or {})
+    if "name" in arguments:
+        msg = f"{name} has no argument 'name'. Its arguments are {', '.join(_argument_names(operation))}."
+        raise InvalidOperation(msg)
+    try:
+        return cast("AnyOperation", operation.model_validate(arguments))
+    except ValidationError as error:
+        raise InvalidOperation(_explain(operation, error)) from error
+
+
+def input_schema(operation: type[Operation]) -> dict[str, Any]:
+    """The JSON schema of an operation's arguments, as short as it can be without losing meaning."""
+    schema = cast("dict[str, Any]", _prune(operation.model_json_schema(ref_template="{model}")))
+    definitions = cast("dict[str, Any]", schema.pop("$defs", {}))
+    properties = cast("dict[str, Any]", schema["properties"])
+    del properties["name"]
+    schema = cast("dict[str, Any]", _inline(schema, definitions))
+    schema.pop("description", None)
+    return schema
+
+
+def output_schema(result: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a result."""
+    return cast("dict[str, Any]", _without_prose(result.model_json_schema(mode="serialization")))
+
+
+def _without_prose(node: object, *, names: bool = False) -> object:
+    """Drop titles and descriptions, which no client needs to check a result."""
+    if isinstance(node, list):
+        return [_without_prose(item) for item in cast("list[object]", node)]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: _without_prose(value, names=not names and key in ("properties", "$defs"))
+        for key, value in cast("dict[str, object]", node).items()
+        if names or key not in ("title", "description")
+    }
+
+
+def _inline(node: object, definitions: dict[str, Any]) -> object:
+    if isinstance(node, dict):
+        fields = cast("dict[str, Any]", node)
+        if "$ref" in fields:
+            return _inline(definitions[fields["$ref"]], definitions)
+        return {key: _inline(value, definitions) for key, value in fields.items()}
+    if isinstance(node, list):
+        return [_inline(value, definitions) for value in cast("list[Any]", node)]
+    return node
+
+
+def _prune(node: object, *, names: bool = False) -> object:
+    """Drop what a model does not need: titles, null alternatives and null defaults."""
+    if isinstance(node, list):
+        return [_prune(item) for item in cast("list[object]", node)]
+    if not isinstance(node, dict):
+        return node
+    fields = dict(cast("dict[str, Any]", node))
+    if names:
+        return {key: _prune(value) for key, value in fields.items()}
+    fields.pop("title", None)
+    if fields.get("default", ...) is None:
+        del fields["default"]
+    if fields.get("additionalProperties") is True:
+        del fields["additionalProperties"]
+    alternatives = [item for item in cast("list[Any]", fields.pop("anyOf", [])) if item != {"type": "null"}]
+    if len(alternatives) == 1:
+        fields.update(alternatives[0])
+    elif alternatives:
+        fields["anyOf"] = alternatives
+    return {key: _prune(value, names=key in ("properties", "$defs")) for key, value in fields.items()}
+
+
+def _argument_names(operation: type[Operation]) -> list[str]:
+    return [field for field in operation.model_fields if field != "name"]
+
+
+def _explain(operation: type[Operation], error: ValidationError) -> str:
+    """One sentence per problem, for the model to correct its call."""
+    problems: list[str] = []
+    for problem in error.errors(include_url=False)[:5]:
+        where = ".".join(str(part) for part in problem["loc"]) or "arguments"
+        if problem["type"] == "missing":
+            hint = " (Retrieve_memory or Append_context return one)" if where == "session_id" else ""
+            problems.append(f"{where} is missing{hint}")
+        elif problem["type"] == "extra_forbidden":
+            problems.append(f"there is no argument {where} (there are {', '.join(_argument_names(operation))})")
+        else:
+            problems.append(f"{where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}")
+    return f"{tool_name(operation)}: {'; '.join(problems)}."
+
+
+_BY_NAME: dict[str, type[Operation]] = {tool_name(operation): operation for operation in (*SIX, *HELPERS)}
+
+
+class ContextInfo(BaseModel):
+    """How full a session's context is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    message_count: int
+    tokens: int
+    budget_tokens: int
+    tokenizer: str
+    approximate: bool
+    warning: str | None = Field(default=None, exclude_if=lambda value: value is None)
+
+
+class SimilarMemory(BaseModel):
+    """An existing memory close to one just added."""
+
+    model_config = ConfigDict(frozen=True)
+
+    memory_id: str
+    content: str
+    score: float
+
+
+class AddResult(BaseModel):
+    """What ``Add_memory`` did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    memory_id: str
+    content: str
+    created_at: datetime
+    duplicate: bool
+    similar: list[SimilarMemory]
+
+
+class UpdateResult(BaseModel):
+    """What ``Update_memory`` did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    memory_id: str
+    version: int
+    previous_content: str
+    updated_at: datetime
+
+
+class DeleteResult(BaseModel):
+    """What ``Delete_memory`` did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    memory_id: str
+    deleted: bool
+
+
+class RetrievedMemory(BaseModel):
+    """One hit of a retrieval."""
+
+    model_config = ConfigDict(frozen=True)
+
+    memory_id: str
+    content: str
+    memory_type: str | None
+    metadata: dict[str, Any]
+    score: float
+    created_at: datetime
+    updated_at: datetime
+
+
+class RetrieveResult(BaseModel):
+    """What ``Retrieve_memory`` found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    session_id: str
+    memories: list[RetrievedMemory]
+    search: Literal["hybrid", "lexical"]
+    """How it was searched: ``lexical`` where no embedding model is configured."""
+    context: ContextInfo
+
+
+class SummaryResult(BaseModel):
+    """What ``Summary_context`` did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    session_id: str
+    summary: str
+    method: str
+    replaced: list[str]
+    """Ids of the messages the summary stands for."""
+    context: ContextInfo
+
+
+class RemovedMessage(BaseModel):
+    """A message that ``Filter_context`` took out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    message_id: str
+    role: str
+    preview: str
+    similarity: float
+
+
+class FilterResult(BaseModel):
+    """What ``Filter_context`` did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    session_id: str
+    removed: list[RemovedMessage]
+    mode: str
+    """``hybrid``, ``paper`` or ``lexical``."""
+    context: ContextInfo
+
+
+class AppendResult(BaseModel):
+    """What ``Append_context`` did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    session_id: str
+    message_ids: list[str]
+    context: ContextInfo
+
+
+class ShownMessage(BaseModel):
+    """A message of a context."""
+
+    model_config = ConfigDict(frozen=True)
+
+    message_id: str
+    role: str
+    content: str
+    created_at: datetime
+
+
+class ShowResult(BaseModel):
+    """What ``Show_context`` shows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    session_id: str
+    messages: list[ShownMessage]
+    context: ContextInfo
+
+
+OperationResult: TypeAlias = (
+    AddResult | UpdateResult | DeleteResult | RetrieveResult | SummaryResult | FilterResult | AppendResult | ShowResult
+)
+
+RESULT_TYPES: dict[str, type[BaseModel]] = {
+    "Add_memory": AddResult,
+    "Update_memory": UpdateResult,
+    "Delete_memory": DeleteResult,
+    "Retrieve_memory": RetrieveResult,
+    "Summary_context": SummaryResult,
+    "Filter_context": FilterResult,
+    "Append_context": AppendResult,
+    "Show_context": ShowResult,
+}
+
+OPERATION_ADAPTER: TypeAdapter[AnyOperation] = TypeAdapter(AnyOperation)
+"""Validates any operation given as ``{"name": …, **arguments}``."""

@@ -1,0 +1,250 @@
+"""What the service needs from the outside world, as protocols.
+
+Adapters implement these; the service knows nothing else of stores, models, clocks or chance.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
+
+    from agemem_mcp.domain.context import Message, Session
+    from agemem_mcp.domain.memory import (
+        Actor,
+        IndexEntry,
+        MatrixND,
+        MemoryEvent,
+        MemoryEventKind,
+        MemoryQuery,
+        MemoryRecord,
+        Scope,
+        ScoreLists,
+    )
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Where the time comes from; fixed in tests and training."""
+
+    def now(self) -> datetime:
+        """The present, with time zone UTC."""
+        ...
+
+
+class IdSource(Protocol):
+    """Where ids and handles come from; reproducible under a seed."""
+
+    def memory_id(self, created_in_scope: int, attempt: int) -> str:
+        """A new memory id.
+
+        Args:
+            created_in_scope: how many entries the scope ever held, deleted ones included.
+            attempt: 0 at first, one more each time the id proved taken.
+        """
+        ...
+
+    def session_id(self) -> str:
+        """A new session handle with at least 128 random bits."""
+        ...
+
+
+class Embedder(Protocol):
+    """Texts to vectors."""
+
+    @property
+    def name(self) -> str:
+        """The model's name; an index remembers which one it was made with."""
+        ...
+
+    @property
+    def dimensions(self) -> int:
+        """D."""
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> MatrixND:
+        """Embed texts; rows have unit length, in the order given.
+
+        Raises:
+            AssetsMissing: the model's files are not on this machine.
+            EmbeddingError: the model failed.
+        """
+        ...
+
+
+class TokenCounter(Protocol):
+    """Counts tokens as one tokenizer does."""
+
+    @property
+    def name(self) -> str:
+        """The tokenizer's name, shown in results."""
+        ...
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the count is an estimate."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Number of tokens in ``text``, special tokens read as plain text."""
+        ...
+
+
+class Summarizer(Protocol):
+    """Turns messages into one text."""
+
+    @property
+    def method(self) -> str:
+        """How it works, shown in results."""
+        ...
+
+    async def summarise(self, messages: Sequence[Message], *, max_tokens: int) -> str:
+        """Summarise messages in at most about ``max_tokens`` tokens.
+
+        Raises:
+            ProviderError: an external model failed.
+        """
+        ...
+
+
+class MemoryIndex(Protocol):
+    """Finds memories; holds nothing that the ledger could not rebuild."""
+
+    async def apply(self, upserts: Sequence[IndexEntry], deletes: Sequence[MemoryRecord]) -> None:
+        """Put the present state of entries in; applying the same twice changes nothing."""
+        ...
+
+    async def search(self, query: MemoryQuery) -> ScoreLists:
+        """Find candidates within the query's scope."""
+        ...
+
+    async def flushed_seq(self) -> int:
+        """The ledger position up to which everything is known to be on stable storage."""
+        ...
+
+    async def flush(self, seq: int) -> None:
+        """Make everything applied so far durable and remember that it reaches ``seq``."""
+        ...
+
+    async def count(self) -> int:
+        """Number of entries over all scopes."""
+        ...
+
+    async def close(self) -> None:
+        """Release files and connections."""
+        ...
+
+
+class LedgerTransaction(Protocol):
+    """Reads and appends within one transaction; sees what was appended before it."""
+
+    async def head(self, scope: Scope, memory_id: str) -> MemoryRecord | None:
+        """The latest state of an entry, deleted or not."""
+        ...
+
+    async def head_by_digest(self, scope: Scope, digest: str) -> MemoryRecord | None:
+        """The entry that is not deleted and whose content has this digest."""
+        ...
+
+    async def created_in_scope(self, scope: Scope) -> int:
+        """How many entries the scope ever held."""
+        ...
+
+    async def append(
+        self, kind: MemoryEventKind, record: MemoryRecord, *, digest: str, actor: Actor, session_id: str | None
+    ) -> MemoryEvent:
+        """Append one event; its record becomes the head."""
+        ...
+
+
+class Ledger(Protocol):
+    """The append-only truth about long-term memory."""
+
+    async def write(self, work: Callable[[LedgerTransaction], Awaitable[T]]) -> T:
+        """Run ``work`` in a transaction; when this returns, it is on stable storage.
+
+        Concurrent calls run one after the other and may share one commit. An error of one call
+        undoes that call alone.
+        """
+        ...
+
+    async def heads(self, scope: Scope, memory_ids: Collection[str]) -> dict[str, MemoryRecord]:
+        """The latest states of entries, deleted ones included; unknown ids are left out."""
+        ...
+
+    async def list_heads(self, scope: Scope, *, limit: int | None, include_deleted: bool) -> list[MemoryRecord]:
+        """Entries of a scope, newest change first."""
+        ...
+
+    async def history(self, scope: Scope, memory_id: str) -> list[MemoryEvent]:
+        """All events of an entry, oldest first."""
+        ...
+
+    async def last_seq(self) -> int:
+        """The position of the newest event, 0 when there is none."""
+        ...
+
+    async def changed_since(self, seq: int, *, limit: int) -> tuple[list[MemoryRecord], int]:
+        """Heads of entries changed after ``seq`` and the position the batch reaches."""
+        ...
+
+
+class SessionTransaction(Protocol):
+    """Reads and writes of one session within one transaction."""
+
+    async def session(self, scope: Scope, session_id: str) -> Session | None:
+        """The scope's session with this handle, expired or not."""
+        ...
+
+    async def put_session(self, session: Session) -> None:
+        """Create or replace a session's row."""
+        ...
+
+    async def messages(self, session_id: str, *, active_only: bool = True) -> list[Message]:
+        """Messages by position."""
+        ...
+
+    async def put_messages(self, session_id: str, messages: Sequence[Message], /) -> None:
+        """Insert messages, or replace those with the same id."""
+        ...
+
+    async def next_ordinal(self, session_id: str) -> int:
+        """One more than the number of messages the session ever held."""
+        ...
+
+    async def log(  # noqa: PLR0913  one per column
+        self,
+        session_id: str,
+        *,
+        operation: str,
+        actor: Actor,
+        at: datetime,
+        arguments: Mapping[str, Any],
+        effect: Mapping[str, Any],
+    ) -> None:
+        """Record a context operation: what was asked, by whom, and what it did."""
+        ...
+
+
+class SessionStore(Protocol):
+    """Short-term contexts: sessions, their messages, and what was done to them."""
+
+    def transaction(self) -> AbstractAsyncContextManager[SessionTransaction]:
+        """A transaction, committed on a normal exit and undone on an error."""
+        ...
+
+    async def list_sessions(self, scope: Scope, *, now: datetime, limit: int | None) -> list[Session]:
+        """Sessions that have not expired, last used first."""
+        ...
+
+    async def operations(self, session_id: str) -> list[dict[str, Any]]:
+        """The recorded context operations of a session, oldest first."""
+        ...
+
+    async def purge_expired(self, now: datetime) -> int:
+        """Delete expired sessions with their messages; returns how many."""
+        ...

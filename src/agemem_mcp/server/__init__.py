@@ -1,0 +1,1 @@
+"""How the service is reached: MCP tools and HTTP."""

@@ -1,0 +1,180 @@
+"""The HTTP server: the MCP app mounted in FastAPI, with health, readiness and authentication."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import socket
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from mcp.server.transport_security import TransportSecuritySettings
+
+from agemem_mcp._version import __version__
+from agemem_mcp.domain.memory import Scope, check_namespace
+from agemem_mcp.errors import ConfigurationError
+from agemem_mcp.server.tools import MemoryServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from starlette.types import ASGIApp, Receive, Send
+    from starlette.types import Scope as ConnectionScope
+
+    from agemem_mcp.service.gate import ServiceGate
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+NAMESPACE_HEADER = "x-agemem-namespace"
+_OPEN_PATHS = ("/healthz", "/readyz")
+_MAX_BODY_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HttpOptions:
+    """How to serve over HTTP."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    namespace: str = "default"
+    tools: str = "all"
+    token: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    insecure: bool = False
+    """Listen beyond this machine without a token."""
+
+    def check(self) -> None:
+        """Refuse to listen beyond this machine without a token.
+
+        Raises:
+            ConfigurationError: it would.
+        """
+        if self.host not in LOOPBACK and self.token is None and not self.insecure:
+            msg = (
+                f"Listening on {self.host} without a token would open the memory to the network. Set AGEMEM_TOKEN to a "
+                f"long random text (from `openssl rand -hex 32`, say), or pass --insecure if the network is trusted."
+            )
+            raise ConfigurationError(msg)
+
+
+def build_app(options: HttpOptions, gate: ServiceGate) -> FastAPI:
+    """The ASGI application.
+
+    Raises:
+        ConfigurationError: it would serve others without a token.
+    """
+    options.check()
+
+    def scope_of(request: Any) -> Scope:  # noqa: ANN401  starlette's request, or None in-process
+        named = None if request is None else request.headers.get(NAMESPACE_HEADER)
+        return Scope(namespace=options.namespace if named is None else check_namespace(named))
+
+    server = MemoryServer(gate, scope_of=scope_of, tools=options.tools)
+    inner = server.mcp.streamable_http_app(
+        streamable_http_path="/mcp",
+        transport_security=transport_security(options),
+        max_request_body_size=_MAX_BODY_BYTES,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        gate.start()
+        async with server.mcp.session_manager.run():
+            yield
+        await server.drain()
+        await gate.close()
+
+    app = FastAPI(title="agemem-mcp", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process is alive."""
+        return {"status": "ok", "version": __version__}
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """The memory is open, and a call would not have to wait."""
+        # Why it failed may name folders of this machine: that goes to the log, not to whoever asks.
+        return JSONResponse({"status": gate.state}, status_code=200 if gate.ready else 503)
+
+    app.mount("/", inner)
+    if options.token is not None:
+        app.add_middleware(BearerToken, token=options.token)
+    return app
+
+
+def transport_security(options: HttpOptions) -> TransportSecuritySettings:
+    """Which Host and Origin headers are let in: loopback names, the address served and the allowed ones."""
+    names: list[str] = [*LOOPBACK[:2], "[::1]", *options.allowed_hosts]
+    if options.host not in ("0.0.0.0", "::", *LOOPBACK):  # noqa: S104  compared, not bound
+        names.append(options.host)
+    hosts = _with_ports(names)
+    return TransportSecuritySettings(
+        enable_dns_rebinding_protection="*" not in options.allowed_hosts,
+        allowed_hosts=hosts,
+        allowed_origins=[f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts],
+    )
+
+
+class BearerToken:
+    """ASGI middleware: requests but those for health must carry the token."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: ConnectionScope, receive: Receive, send: Send) -> None:
+        """Let the request through, or answer 401."""
+        if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
+            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            # Constant time: how long the comparison takes says nothing of the token.
+            if not hmac.compare_digest(given, self._expected):
+                response = JSONResponse(
+                    {"error": "A bearer token is required: send `Authorization: Bearer …` with AGEMEM_TOKEN's value."},
+                    status_code=401,
+                    headers={"WWW-Authenticate": 'Bearer realm="agemem-mcp"'},
+                )
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _with_ports(names: Sequence[str]) -> list[str]:
+    return [form for name in dict.fromkeys(names) for form in (name, f"{name}:*") if name != "*"]
+
+
+def run(app: FastAPI, options: HttpOptions, *, announce: Callable[[str], None]) -> None:
+    """Serve until a signal comes.
+
+    Args:
+        app: what to serve.
+        options: where.
+        announce: is given the base URL once the server listens.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    listener = _listen(options.host, options.port)
+    port = listener.getsockname()[1]
+    name = f"[{options.host}]" if ":" in options.host else options.host
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=10)
+    announce(f"http://{name}:{port}")
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        if os.name == "posix":
+            # Not on Windows, where it would let two servers share the port.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except OSError as error:
+        msg = f"Cannot listen on {host}:{port}: {error.strerror or error}. Choose another with --port or --host."
+        raise ConfigurationError(msg) from error
+    return listener

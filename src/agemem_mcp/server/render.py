@@ -1,0 +1,75 @@
+"""Results as short text for a model to read; the structured part of a tool result is complete."""
+
+from __future__ import annotations
+
+from agemem_mcp.domain.operations import (
+    AddResult,
+    AppendResult,
+    ContextInfo,
+    DeleteResult,
+    FilterResult,
+    OperationResult,
+    RetrieveResult,
+    ShowResult,
+    SummaryResult,
+    UpdateResult,
+)
+from agemem_mcp.domain.text import preview
+
+
+def as_text(result: OperationResult) -> str:  # noqa: PLR0911  one return per result
+    """What a model needs to go on: ids, what was found or changed, and how full the context is."""
+    match result:
+        case AddResult():
+            return _added(result)
+        case UpdateResult():
+            return f"Updated {result.memory_id} (version {result.version}). Before: {preview(result.previous_content)}"
+        case DeleteResult():
+            return f"Deleted {result.memory_id}."
+        case RetrieveResult():
+            return _retrieved(result)
+        case SummaryResult():
+            return (
+                f"Replaced {_count(len(result.replaced), 'message')} by a summary ({result.method}):\n"
+                f"{result.summary}\n{_context(result.session_id, result.context)}"
+            )
+        case FilterResult():
+            lines = [f"- {one.message_id} ({one.role}) {one.preview}" for one in result.removed]
+            head = f"Removed {_count(len(result.removed), 'message')}" + (":" if lines else ": none is about that.")
+            return "\n".join([head, *lines, _context(result.session_id, result.context)])
+        case AppendResult():
+            return (
+                f"Appended {_count(len(result.message_ids), 'message')}. {_context(result.session_id, result.context)}"
+            )
+        case ShowResult():
+            lines = [f"[{one.message_id}] {one.role}: {one.content}" for one in result.messages]
+            return "\n".join([*lines, _context(result.session_id, result.context)])
+
+
+def _added(result: AddResult) -> str:
+    head = f"Already stored as {result.memory_id}." if result.duplicate else f"Stored as {result.memory_id}."
+    if not result.similar:
+        return head
+    lines = [f"- {one.memory_id} ({one.score:.2f}) {preview(one.content, 160)}" for one in result.similar]
+    advice = "Close to existing memories; update one of them instead if this replaces it:"
+    return "\n".join([head, advice, *lines])
+
+
+def _retrieved(result: RetrieveResult) -> str:
+    lines = [f"- {one.memory_id} ({one.score:.2f}) {one.content}" for one in result.memories]
+    how = " (by words alone: no embedding model is configured)" if result.search == "lexical" else ""
+    head = f"{_count(len(lines), 'memory', 'memories')} found{how}" + (":" if lines else ".")
+    return "\n".join([head, *lines, _context(result.session_id, result.context)])
+
+
+def _context(session_id: str, info: ContextInfo) -> str:
+    about = "about " if info.approximate else ""
+    text = (
+        f"Session {session_id}: {_count(info.message_count, 'message')}, "
+        f"{about}{info.tokens:,} of {info.budget_tokens:,} tokens."
+    )
+    return f"{text} {info.warning}" if info.warning else text
+
+
+def _count(number: int, noun: str, plural: str | None = None) -> str:
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

@@ -1,0 +1,1 @@
+"""The rules: what each operation does to memory and context."""

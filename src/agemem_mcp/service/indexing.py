@@ -1,0 +1,119 @@
+"""Keeping the index at the ledger's position: after each change, and after a start.
+
+The index is brought up to date from the ledger's heads, never from what a caller happens to hold.
+So the same code serves a write, the replay after a crash and a rebuild from nothing, applying
+something twice is harmless, and an entry changed twice at once ends in its last state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agemem_mcp.domain.memory import IndexEntry, MemoryRecord
+from agemem_mcp.errors import AgeMemError
+
+if TYPE_CHECKING:
+    from agemem_mcp.domain.ports import Embedder, Ledger, MemoryIndex
+
+log = structlog.get_logger(__name__)
+
+_BATCH = 256
+FLUSH_INTERVAL_S = 5.0
+
+
+def indexed_text(content: str, metadata: dict[str, object]) -> str:
+    """What is embedded and searched for words: the text, led by its title if the metadata has one.
+
+    A sentence such as "He was born in 1970." is found by its title alone: on 100 HotpotQA questions
+    this raises dense recall@10 of supporting sentences from .679 to .708 (``benchmarks/retrieval.md``).
+    """
+    title = metadata.get("title")
+    return f"{title}. {content}" if isinstance(title, str) and title.strip() else content
+
+
+class Indexer:
+    """Applies the ledger's changes to the index, in order, and flushes it now and then."""
+
+    def __init__(self, ledger: Ledger, index: MemoryIndex, embedder: Embedder | None) -> None:
+        self._ledger = ledger
+        self._index = index
+        self._embedder = embedder
+        self._reached = 0
+        self._flushed = 0
+        self._turn = asyncio.Lock()
+        self._flusher: asyncio.Task[None] | None = None
+
+    @property
+    def reached(self) -> int:
+        """The ledger position the index stands at."""
+        return self._reached
+
+    async def start(self) -> None:
+        """Take up from the last flush.
+
+        A position beyond the ledger's end means that an older ledger was put in place: everything is applied
+        again, and what the ledger no longer knows is dropped when a search comes upon it.
+        """
+        flushed = await self._index.flushed_seq()
+        self._reached = self._flushed = flushed if flushed <= await self._ledger.last_seq() else 0
+
+    async def catch_up(self, seq: int | None = None) -> None:
+        """Apply everything up to ``seq``, or to the ledger's end.
+
+        Raises:
+            AgeMemError: embedding or index failed; what was committed to the ledger is applied next time.
+        """
+        if seq is not None and seq <= self._reached:
+            return
+        async with self._turn:
+            while seq is None or self._reached < seq:
+                heads, reached = await self._ledger.changed_since(self._reached, limit=_BATCH)
+                if not heads:
+                    return
+                await self._apply(heads)
+                self._reached = reached
+                self._schedule_flush()
+
+    async def try_catch_up(self, seq: int | None = None) -> None:
+        """Like :meth:`catch_up`, for callers whose change is already safe in the ledger: only logs a failure."""
+        try:
+            await self.catch_up(seq)
+        except AgeMemError as error:
+            log.warning("index is behind the ledger", reached=self._reached, error=str(error))
+
+    async def close(self) -> None:
+        """Flush what was applied."""
+        if self._flusher is not None:
+            self._flusher.cancel()
+            await asyncio.gather(self._flusher, return_exceptions=True)
+        await self._flush()
+
+    async def _apply(self, heads: list[MemoryRecord]) -> None:
+        live = [head for head in heads if not head.deleted]
+        texts = [indexed_text(head.content, dict(head.metadata)) for head in live]
+        vectors = None if self._embedder is None or not live else await self._embedder.embed(texts)
+        entries = [
+            IndexEntry(record=head, text=text, vector_D=None if vectors is None else vectors[row])
+            for row, (head, text) in enumerate(zip(live, texts, strict=True))
+        ]
+        await self._index.apply(entries, [head for head in heads if head.deleted])
+
+    def _schedule_flush(self) -> None:
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.create_task(self._flush_later())
+
+    async def _flush_later(self) -> None:
+        await asyncio.sleep(FLUSH_INTERVAL_S)
+        try:
+            await self._flush()
+        except AgeMemError as error:
+            log.warning("index could not be flushed; its tail will be replayed from the ledger", error=str(error))
+
+    async def _flush(self) -> None:
+        async with self._turn:
+            if self._reached != self._flushed:
+                await self._index.flush(self._reached)
+                self._flushed = self._reached

@@ -1,0 +1,363 @@
+"""Long-term memory: add, update, delete, search, history and restoring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from agemem_mcp.domain.facets import conditions_from
+from agemem_mcp.domain.memory import (
+    Actor,
+    MemoryEventKind,
+    MemoryQuery,
+    MemoryRecord,
+    ScoredMemory,
+)
+from agemem_mcp.domain.operations import (
+    AddMemory,
+    AddResult,
+    DeleteMemory,
+    DeleteResult,
+    SimilarMemory,
+    UpdateMemory,
+    UpdateResult,
+)
+from agemem_mcp.domain.text import check_json, digest
+from agemem_mcp.errors import InvalidOperation, NotFound
+from agemem_mcp.service.archive import no_such_memory
+from agemem_mcp.service.fusion import fuse
+from agemem_mcp.service.indexing import Indexer, indexed_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agemem_mcp.domain.memory import Metadata, Scope, VectorD
+    from agemem_mcp.domain.ports import Clock, Embedder, IdSource, Ledger, LedgerTransaction, MemoryIndex
+
+_CANDIDATES = 100
+_SIMILAR_SHOWN = 3
+_SIMILAR_COSINE = 0.6
+"""MiniLM: paraphrases and changed versions of one fact lie above, other facts on the topic mostly below."""
+
+_SIMILAR_WORDS = 0.5
+"""The same by shared words (Jaccard), where there is no model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who asks, on which session's behalf; written to every row of the ledger."""
+
+    actor: Actor = Actor.POLICY
+    session_id: str | None = None
+
+
+class LongTermMemory:
+    """The rules of long-term memory over ledger, index and embedder."""
+
+    def __init__(  # noqa: PLR0913  the ports it stands on
+        self,
+        *,
+        ledger: Ledger,
+        index: MemoryIndex,
+        indexer: Indexer,
+        embedder: Embedder | None,
+        clock: Clock,
+        ids: IdSource,
+    ) -> None:
+        self._ledger = ledger
+        self._index = index
+        self._indexer = indexer
+        self._embedder = embedder
+        self._clock = clock
+        self._ids = ids
+
+    @property
+    def lexical_only(self) -> bool:
+        """Whether searching goes by words alone, because no embedding model is configured."""
+        return self._embedder is None
+
+    async def add(self, scope: Scope, operation: AddMemory, origin: Origin) -> AddResult:
+        """Store a memory, or return the one with the same text.
+
+        Raises:
+            InvalidOperation: ``metadata.expires_at`` is not a time to come.
+            EmbeddingError: the text could not be embedded; nothing was stored.
+        """
+        metadata = {key: value for key, value in operation.metadata.items() if value is not None}
+        expires_at = self._expiry(metadata)
+        vector = await self._embed(indexed_text(operation.content, metadata))
+        near = await self._near(scope, operation.content, vector)
+        fingerprint = digest(operation.content)
+
+        async def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, bool, int]:
+            existing = await ledger.head_by_digest(scope, fingerprint)
+            if existing is not None:
+                return await self._merge_duplicate(ledger, existing, operation, origin)
+            now = self._clock.now()
+            record = MemoryRecord(
+                scope=scope,
+                memory_id=await self._new_id(ledger, scope),
+                version=1,
+                content=operation.content,
+                memory_type=operation.memory_type,
+                metadata=metadata,
+                created_at=now,
+                updated_at=now,
+                expires_at=expires_at,
+            )
+            event = await ledger.append(
+                MemoryEventKind.ADD, record, digest=fingerprint, actor=origin.actor, session_id=origin.session_id
+            )
+            return record, False, event.seq
+
+        record, duplicate, seq = await self._ledger.write(work)
+        await self._indexer.try_catch_up(seq)
+        return AddResult(
+            memory_id=record.memory_id,
+            content=record.content,
+            created_at=record.created_at,
+            duplicate=duplicate,
+            similar=[one for one in near if one.memory_id != record.memory_id][:_SIMILAR_SHOWN],
+        )
+
+    async def update(self, scope: Scope, operation: UpdateMemory, origin: Origin) -> UpdateResult:
+        """Replace a memory's text and merge its metadata; an update that changes nothing adds no version.
+
+        Raises:
+            NotFound: the scope holds no such memory, or it was deleted or has expired.
+            InvalidOperation: the merged metadata cannot be stored.
+            EmbeddingError: the text could not be embedded; nothing was changed.
+        """
+        # Embedded before it is stored (the index then finds it in the embedder's cache): a model that fails must
+        # leave the memory as it was.
+        known = (await self._ledger.heads(scope, [operation.memory_id])).get(operation.memory_id)
+        if known is not None:
+            await self._embed(indexed_text(operation.content, {**known.metadata, **operation.metadata}))
+
+        async def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, MemoryRecord, int]:
+            before = await self._live(ledger, scope, operation.memory_id)
+            after = self._changed(before, content=operation.content, metadata=operation.metadata)
+            if after == before:
+                return before, before, 0
+            event = await ledger.append(
+                MemoryEventKind.UPDATE,
+                after,
+                digest=digest(after.content),
+                actor=origin.actor,
+                session_id=origin.session_id,
+            )
+            return before, after, event.seq
+
+        before, after, seq = await self._ledger.write(work)
+        await self._indexer.try_catch_up(seq)
+        return UpdateResult(
+            memory_id=after.memory_id,
+            version=after.version,
+            previous_content=before.content,
+            updated_at=after.updated_at,
+        )
+
+    async def delete(self, scope: Scope, operation: DeleteMemory, origin: Origin) -> DeleteResult:
+        """Remove a memory from retrieval; its history stays and it can be restored.
+
+        Raises:
+            InvalidOperation: not confirmed.
+            NotFound: the scope holds no such memory, or it was deleted or has expired.
+        """
+        if not operation.confirmation:
+            msg = f"{operation.memory_id} was not deleted. Call Delete_memory again with confirmation: true."
+            raise InvalidOperation(msg)
+
+        async def work(ledger: LedgerTransaction) -> int:
+            before = await self._live(ledger, scope, operation.memory_id)
+            after = replace(before, version=before.version + 1, updated_at=self._clock.now(), deleted=True)
+            event = await ledger.append(
+                MemoryEventKind.DELETE,
+                after,
+                digest=digest(after.content),
+                actor=origin.actor,
+                session_id=origin.session_id,
+            )
+            return event.seq
+
+        await self._indexer.try_catch_up(await self._ledger.write(work))
+        return DeleteResult(memory_id=operation.memory_id, deleted=True)
+
+    async def search(
+        self, scope: Scope, query: str, *, top_k: int, metadata_filter: Mapping[str, Any]
+    ) -> list[ScoredMemory]:
+        """Find memories by meaning and words, best first.
+
+        Raises:
+            InvalidOperation: the filter cannot be read.
+            EmbeddingError: the query could not be embedded.
+        """
+        conditions = conditions_from(metadata_filter)
+        await self._indexer.catch_up(await self._ledger.last_seq())
+        lists = await self._index.search(
+            MemoryQuery(
+                scope=scope,
+                text=query,
+                vector_D=await self._embed(query),
+                limit=max(_CANDIDATES, top_k),
+                now=self._clock.now(),
+                conditions=conditions,
+            )
+        )
+        ranked = fuse(lists)
+        heads = await self._live_heads(scope, [memory_id for memory_id, _ in ranked[: top_k + _CANDIDATES]])
+        hits = [ScoredMemory(heads[memory_id], score) for memory_id, score in ranked if memory_id in heads]
+        return hits[:top_k]
+
+    async def count(self) -> int:
+        """Number of entries the index holds, over all scopes."""
+        return await self._index.count()
+
+    async def restore(self, scope: Scope, memory_id: str, version: int | None, origin: Origin) -> MemoryRecord:
+        """Bring back an earlier version, or with None the last text of a deleted or expired memory.
+
+        Raises:
+            NotFound: the scope never held the memory or that version of it.
+        """
+        versions = {event.record.version: event.record for event in await self._ledger.history(scope, memory_id)}
+        if not versions:
+            raise no_such_memory(memory_id)
+        texts = [number for number, record in versions.items() if not record.deleted]
+        chosen = versions.get(version if version is not None else max(texts))
+        if chosen is None or chosen.deleted:
+            msg = f"{memory_id} has no version {version} to restore. It has {', '.join(map(str, sorted(texts)))}."
+            raise NotFound(msg)
+
+        async def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, int]:
+            head = await ledger.head(scope, memory_id)
+            if head is None:
+                raise no_such_memory(memory_id)
+            after = self._revived(head, chosen)
+            if after == head:
+                return head, 0
+            event = await ledger.append(
+                MemoryEventKind.RESTORE,
+                after,
+                digest=digest(after.content),
+                actor=origin.actor,
+                session_id=origin.session_id,
+            )
+            return after, event.seq
+
+        record, seq = await self._ledger.write(work)
+        await self._indexer.try_catch_up(seq)
+        return record
+
+    async def _merge_duplicate(
+        self, ledger: LedgerTransaction, existing: MemoryRecord, operation: AddMemory, origin: Origin
+    ) -> tuple[MemoryRecord, bool, int]:
+        merged = self._changed(
+            existing, content=existing.content, metadata=operation.metadata, memory_type=operation.memory_type
+        )
+        if merged == existing:
+            return existing, True, 0
+        event = await ledger.append(
+            MemoryEventKind.UPDATE,
+            merged,
+            digest=digest(merged.content),
+            actor=origin.actor,
+            session_id=origin.session_id,
+        )
+        return merged, True, event.seq
+
+    def _changed(
+        self, before: MemoryRecord, *, content: str, metadata: Metadata, memory_type: str | None = None
+    ) -> MemoryRecord:
+        """The next version with metadata merged in (a null removes a key), or ``before`` if nothing differs."""
+        merged = {key: value for key, value in {**before.metadata, **metadata}.items() if value is not None}
+        after = replace(
+            before,
+            content=content,
+            metadata=check_json(merged, "The merged metadata"),
+            memory_type=memory_type if memory_type is not None else before.memory_type,
+            expires_at=self._expiry(merged) if "expires_at" in metadata else before.expires_at,
+        )
+        if after == before:
+            return before
+        return replace(after, version=before.version + 1, updated_at=self._clock.now())
+
+    def _revived(self, head: MemoryRecord, chosen: MemoryRecord) -> MemoryRecord:
+        now = self._clock.now()
+        metadata, expires_at = dict(chosen.metadata), chosen.expires_at
+        if expires_at is not None and expires_at <= now:
+            # Restored with its old end it would be gone again at once.
+            metadata.pop("expires_at", None)
+            expires_at = None
+        after = replace(
+            head,
+            content=chosen.content,
+            metadata=metadata,
+            memory_type=chosen.memory_type,
+            expires_at=expires_at,
+            deleted=False,
+        )
+        return head if after == head else replace(after, version=head.version + 1, updated_at=now)
+
+    def _expiry(self, metadata: Mapping[str, object]) -> datetime | None:
+        wanted = metadata.get("expires_at")
+        if wanted is None:
+            return None
+        try:
+            moment = datetime.fromisoformat(str(wanted).strip())
+            moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        except (ValueError, OverflowError) as error:
+            msg = f"metadata.expires_at must be an ISO time such as 2027-01-31T12:00:00Z, not {wanted!r}."
+            raise InvalidOperation(msg) from error
+        if moment <= self._clock.now():
+            msg = f"metadata.expires_at {wanted} has already passed. Give a time to come, or leave it out."
+            raise InvalidOperation(msg)
+        return moment
+
+    async def _new_id(self, ledger: LedgerTransaction, scope: Scope) -> str:
+        created = await ledger.created_in_scope(scope)
+        attempt = 0
+        while await ledger.head(scope, memory_id := self._ids.memory_id(created, attempt)) is not None:
+            attempt += 1
+        return memory_id
+
+    async def _live(self, ledger: LedgerTransaction, scope: Scope, memory_id: str) -> MemoryRecord:
+        head = await ledger.head(scope, memory_id)
+        if head is None:
+            raise no_such_memory(memory_id)
+        if not head.is_live(self._clock.now()):
+            state = "was deleted" if head.deleted else "has expired"
+            msg = f"Memory {memory_id} {state}. Add it again, or restore it with `agemem-mcp memories restore`."
+            raise NotFound(msg)
+        return head
+
+    async def _live_heads(self, scope: Scope, memory_ids: list[str]) -> dict[str, MemoryRecord]:
+        """The ledger has the last word on what a search may show: scope, text, deletion and expiry."""
+        now = self._clock.now()
+        heads = await self._ledger.heads(scope, memory_ids)
+        return {memory_id: head for memory_id, head in heads.items() if head.is_live(now)}
+
+    async def _embed(self, text: str) -> VectorD | None:
+        return None if self._embedder is None else (await self._embedder.embed([text]))[0]
+
+    async def _near(self, scope: Scope, content: str, vector: VectorD | None) -> list[SimilarMemory]:
+        """Existing memories close to a text: by cosine, or by shared words where there is no model."""
+        lists = await self._index.search(
+            MemoryQuery(scope=scope, text=content, vector_D=vector, limit=_SIMILAR_SHOWN + 1, now=self._clock.now())
+        )
+        scores = {one.memory_id: one.score for one in lists.dense if one.score >= _SIMILAR_COSINE}
+        candidates = list(scores) if vector is not None else [one.memory_id for one in lists.sparse]
+        heads = await self._live_heads(scope, candidates)
+        if vector is None:
+            scores = {memory_id: _shared_words(content, head.content) for memory_id, head in heads.items()}
+        return [
+            SimilarMemory(memory_id=memory_id, content=heads[memory_id].content, score=round(scores[memory_id], 4))
+            for memory_id in sorted(heads, key=lambda one: -scores[one])
+            if scores[memory_id] >= _SIMILAR_WORDS or vector is not None
+        ]
+
+
+def _shared_words(first: str, second: str) -> float:
+    """Jaccard overlap of two texts' words."""
+    one, other = set(first.lower().split()), set(second.lower().split())
+    return len(one & other) / len(one | other)

@@ -1,0 +1,440 @@
+"""Short-term context: open, append, insert retrieved, summarise, filter, show, restore."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from agemem_mcp.domain.context import (
+    WARNING_SHARE,
+    ContextWindow,
+    Message,
+    MessageKind,
+    MessageState,
+    Role,
+    Session,
+)
+from agemem_mcp.domain.operations import (
+    AppendContext,
+    AppendResult,
+    ContextInfo,
+    FilterContext,
+    FilterResult,
+    RemovedMessage,
+    ShowContext,
+    ShownMessage,
+    ShowResult,
+    SummaryContext,
+    SummaryResult,
+)
+from agemem_mcp.domain.text import preview
+from agemem_mcp.errors import InvalidOperation, NotFound
+from agemem_mcp.service.relevance import similarities
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from agemem_mcp.domain.memory import Actor, Scope
+    from agemem_mcp.domain.ports import (
+        Clock,
+        Embedder,
+        IdSource,
+        SessionStore,
+        SessionTransaction,
+        TokenCounter,
+    )
+    from agemem_mcp.service.relevance import FilterMode
+    from agemem_mcp.service.summarising import SummarizerChain
+
+_LONG_TEXT = 4_000
+"""Characters from which on tokens are counted off the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextRules:
+    """The numbers short-term memory works by."""
+
+    budget_tokens: int
+    session_life: timedelta
+    unnamed_life: timedelta
+    filter_mode: FilterMode
+    filter_theta: float
+
+
+class ShortTermMemory:
+    """The rules of short-term context over the session store."""
+
+    def __init__(  # noqa: PLR0913  the ports it stands on
+        self,
+        *,
+        store: SessionStore,
+        tokens: TokenCounter,
+        embedder: Embedder | None,
+        summarizers: SummarizerChain,
+        clock: Clock,
+        ids: IdSource,
+        rules: ContextRules,
+    ) -> None:
+        self._store = store
+        self._tokens = tokens
+        self._embedder = embedder
+        self._summarizers = summarizers
+        self._clock = clock
+        self._ids = ids
+        self._rules = rules
+
+    async def check(self, scope: Scope, session_id: str | None) -> None:
+        """Fail early when a session was named that is not the caller's.
+
+        Raises:
+            NotFound: unknown, expired or another caller's session.
+        """
+        if session_id is not None:
+            async with self._store.transaction() as store:
+                await self._use(store, scope, session_id)
+
+    async def append(self, scope: Scope, operation: AppendContext, actor: Actor) -> AppendResult:
+        """Append messages, opening a session if none is named.
+
+        Raises:
+            NotFound: unknown, expired or another caller's session.
+        """
+        new = [(Role(message.role), message.content, MessageKind.MESSAGE) for message in operation.messages]
+        session_id, added, info = await self._extend(scope, operation.session_id, new, operation.name, actor, {})
+        return AppendResult(session_id=session_id, message_ids=added, context=info)
+
+    async def insert_retrieved(  # noqa: PLR0913  one row of the record of what was done
+        self,
+        scope: Scope,
+        session_id: str | None,
+        *,
+        text: str | None,
+        actor: Actor,
+        query: str,
+        memory_ids: Sequence[str],
+    ) -> tuple[str, ContextInfo]:
+        """Put retrieved memories into the context as one message; nothing found adds no message.
+
+        Raises:
+            NotFound: unknown, expired or another caller's session.
+        """
+        new = [] if text is None else [(Role.TOOL, text, MessageKind.RETRIEVED)]
+        arguments = {"query": query, "memory_ids": list(memory_ids)}
+        session_id, _, info = await self._extend(scope, session_id, new, "Retrieve_memory", actor, arguments)
+        return session_id, info
+
+    async def summarise(self, scope: Scope, operation: SummaryContext, actor: Actor) -> SummaryResult:
+        """Replace a span of the context by one summary.
+
+        Raises:
+            NotFound: unknown, expired or another caller's session.
+            InvalidOperation: no session named, nothing to summarise, a summary that saves nothing, or
+                messages that changed meanwhile.
+        """
+        session_id = _named(operation.session_id, operation.name)
+        async with self._store.transaction() as store:
+            await self._use(store, scope, session_id)
+            window = await self._window(store, session_id)
+        replaced = window.span(operation.span)
+        before = sum(message.tokens for message in replaced)
+        summary, method = await self._summarizers.summarise(replaced, given=operation.summary, tokens=before)
+        tokens = await self._count(summary)
+        if tokens >= before:
+            msg = (
+                f"The summary ({tokens} tokens) is not shorter than what it would replace ({before} tokens). "
+                f"Nothing was changed. Give a shorter summary or a wider span."
+            )
+            raise InvalidOperation(msg)
+        async with self._store.transaction() as store:
+            present = await self._window(store, session_id)
+            if not {message.message_id for message in replaced} <= {one.message_id for one in present.messages}:
+                msg = "The context changed while it was being summarised. Nothing was changed; call again."
+                raise InvalidOperation(msg)
+            ordinal = await store.next_ordinal(session_id)
+            message = Message(
+                message_id=f"msg_{ordinal}",
+                role=Role.TOOL,
+                content=summary,
+                created_at=self._clock.now(),
+                position=replaced[0].position,
+                tokens=tokens,
+                tokenizer=self._tokens.name,
+                kind=MessageKind.SUMMARY,
+            )
+            gone = [replace(one, state=MessageState.SUMMARISED, replaced_by=message.message_id) for one in replaced]
+            await store.put_messages(session_id, [*gone, message])
+            info = self._info(await self._window(store, session_id))
+            ids = [one.message_id for one in replaced]
+            await store.log(
+                session_id,
+                operation=operation.name,
+                actor=actor,
+                at=self._clock.now(),
+                arguments={"span": operation.span, "method": method},
+                effect={
+                    "replaced": ids,
+                    "summary": message.message_id,
+                    "tokens_before": before,
+                    "tokens_after": tokens,
+                },
+            )
+        return SummaryResult(session_id=session_id, summary=summary, method=method, replaced=ids, context=info)
+
+    async def filter(self, scope: Scope, operation: FilterContext, actor: Actor) -> FilterResult:
+        """Take out the messages that the criteria describe; system messages stay.
+
+        Raises:
+            NotFound: unknown, expired or another caller's session.
+            InvalidOperation: no session named.
+            EmbeddingError: the messages could not be embedded; nothing was changed.
+        """
+        session_id = _named(operation.session_id, operation.name)
+        async with self._store.transaction() as store:
+            await self._use(store, scope, session_id)
+            window = await self._window(store, session_id)
+        candidates = [message for message in window.messages if message.role is not Role.SYSTEM]
+        scores = await similarities(
+            operation.criteria,
+            [message.content for message in candidates],
+            mode=self._rules.filter_mode,
+            embedder=self._embedder,
+        )
+        matched = {
+            message.message_id: score
+            for message, score in zip(candidates, scores, strict=True)
+            if score >= self._rules.filter_theta
+        }
+        async with self._store.transaction() as store:
+            present = await self._window(store, session_id)
+            gone = [
+                replace(message, state=MessageState.FILTERED)
+                for message in present.messages
+                if message.message_id in matched
+            ]
+            await store.put_messages(session_id, gone)
+            remaining = await self._window(store, session_id)
+            await store.log(
+                session_id,
+                operation=operation.name,
+                actor=actor,
+                at=self._clock.now(),
+                arguments={"criteria": operation.criteria, "mode": self._rules.filter_mode.value},
+                effect={
+                    "removed": [message.message_id for message in gone],
+                    "tokens_before": present.tokens,
+                    "tokens_after": remaining.tokens,
+                },
+            )
+        removed = [
+            RemovedMessage(
+                message_id=message.message_id,
+                role=message.role.value,
+                preview=preview(message.content),
+                similarity=round(matched[message.message_id], 4),
+            )
+            for message in gone
+        ]
+        return FilterResult(
+            session_id=session_id, removed=removed, mode=self._rules.filter_mode.value, context=self._info(remaining)
+        )
+
+    async def show(self, scope: Scope, operation: ShowContext) -> ShowResult:
+        """The messages now in the context.
+
+        Raises:
+            NotFound: unknown, expired or another caller's session.
+        """
+        async with self._store.transaction() as store:
+            await self._use(store, scope, operation.session_id)
+            window = await self._window(store, operation.session_id)
+        shown = [
+            ShownMessage(
+                message_id=message.message_id,
+                role=message.role.value,
+                content=message.content,
+                created_at=message.created_at,
+            )
+            for message in window.messages
+        ]
+        return ShowResult(session_id=operation.session_id, messages=shown, context=self._info(window))
+
+    async def restore(
+        self, scope: Scope, session_id: str, message_ids: Sequence[str] | None, actor: Actor
+    ) -> list[str]:
+        """Bring summarised and filtered messages back, all of them or those named.
+
+        A summary leaves the context when everything it stood for is back.
+
+        Raises:
+            NotFound: unknown, expired or another caller's session, or no such message in it.
+        """
+        async with self._store.transaction() as store:
+            await self._use(store, scope, session_id)
+            everything = await store.messages(session_id, active_only=False)
+            by_id = {message.message_id: message for message in everything}
+            unknown = [one for one in message_ids or () if one not in by_id]
+            if unknown:
+                msg = f"Session {session_id} has no message {', '.join(unknown)}. `sessions show --all` lists them."
+                raise NotFound(msg)
+            wanted = message_ids or [one.message_id for one in everything if one.kind is not MessageKind.SUMMARY]
+            back = [one for one in wanted if by_id[one].state is not MessageState.ACTIVE]
+            for one in back:
+                by_id[one] = replace(by_id[one], state=MessageState.ACTIVE)
+            _retire_summaries(by_id)
+            await store.put_messages(session_id, list(by_id.values()))
+            await store.log(
+                session_id,
+                operation="restore",
+                actor=actor,
+                at=self._clock.now(),
+                arguments={"message_ids": list(message_ids or ())},
+                effect={"restored": back},
+            )
+        return back
+
+    async def purge_expired(self) -> int:
+        """Forget sessions whose time has run out; returns how many."""
+        return await self._store.purge_expired(self._clock.now())
+
+    async def _extend(  # noqa: PLR0913  one row of the record of what was done
+        self,
+        scope: Scope,
+        session_id: str | None,
+        new: Sequence[tuple[Role, str, MessageKind]],
+        operation: str,
+        actor: Actor,
+        arguments: Mapping[str, object],
+    ) -> tuple[str, list[str], ContextInfo]:
+        counts = [await self._count(content) for _, content, _ in new]
+        async with self._store.transaction() as store:
+            if session_id is None:
+                session_id = await self._mint(store, scope)
+            else:
+                await self._use(store, scope, session_id)
+            ordinal = await store.next_ordinal(session_id)
+            added = [
+                Message(
+                    message_id=f"msg_{ordinal + offset}",
+                    role=role,
+                    content=content,
+                    created_at=self._clock.now(),
+                    position=ordinal + offset,
+                    tokens=tokens,
+                    tokenizer=self._tokens.name,
+                    kind=kind,
+                )
+                for offset, ((role, content, kind), tokens) in enumerate(zip(new, counts, strict=True))
+            ]
+            await store.put_messages(session_id, added)
+            ids = [message.message_id for message in added]
+            await store.log(
+                session_id,
+                operation=operation,
+                actor=actor,
+                at=self._clock.now(),
+                arguments=arguments,
+                effect={"added": ids},
+            )
+            info = self._info(await self._window(store, session_id))
+        return session_id, ids, info
+
+    async def _mint(self, store: SessionTransaction, scope: Scope) -> str:
+        now = self._clock.now()
+        session_id = self._ids.session_id()
+        await store.put_session(
+            Session(
+                scope=scope,
+                session_id=session_id,
+                created_at=now,
+                used_at=now,
+                named=False,
+                expires_at=now + self._rules.unnamed_life,
+            )
+        )
+        return session_id
+
+    async def _use(self, store: SessionTransaction, scope: Scope, session_id: str) -> None:
+        """Make sure that the session is the caller's, and prolong its life: naming it shows that it is in use."""
+        now = self._clock.now()
+        session = await store.session(scope, session_id)
+        if session is None or session.expires_at <= now:
+            raise NotFound(_no_session(session_id, self._rules))
+        life = self._rules.session_life
+        await store.put_session(replace(session, used_at=now, named=True, expires_at=now + life))
+
+    async def _window(self, store: SessionTransaction, session_id: str) -> ContextWindow:
+        messages = await store.messages(session_id)
+        stale = [message for message in messages if message.tokenizer != self._tokens.name]
+        if stale:
+            # Another tokenizer was configured since: the window must be counted with one alone.
+            recounted = {
+                one.message_id: one.counted(await self._count(one.content), self._tokens.name) for one in stale
+            }
+            await store.put_messages(session_id, list(recounted.values()))
+            messages = [recounted.get(message.message_id, message) for message in messages]
+        return ContextWindow(
+            messages=tuple(messages),
+            budget_tokens=self._rules.budget_tokens,
+            tokenizer=self._tokens.name,
+            approximate=self._tokens.approximate,
+        )
+
+    async def _count(self, text: str) -> int:
+        if len(text) < _LONG_TEXT:
+            return self._tokens.count(text)
+        return await asyncio.to_thread(self._tokens.count, text)
+
+    def _info(self, window: ContextWindow) -> ContextInfo:
+        share = window.tokens / window.budget_tokens
+        warning = None
+        if share >= WARNING_SHARE:
+            warning = (
+                f"The context holds {share:.0%} of its budget of {window.budget_tokens:,} tokens. "
+                f"Call Summary_context or Filter_context."
+            )
+        return ContextInfo(
+            message_count=len(window.messages),
+            tokens=window.tokens,
+            budget_tokens=window.budget_tokens,
+            tokenizer=window.tokenizer,
+            approximate=window.approximate,
+            warning=warning,
+        )
+
+
+def _retire_summaries(by_id: dict[str, Message]) -> None:
+    """Take summaries out whose originals are all back; repeated, because summaries are summarised too."""
+    settled = False
+    while not settled:
+        settled = True
+        for summary in [one for one in by_id.values() if one.kind is MessageKind.SUMMARY]:
+            originals = [one for one in by_id.values() if one.replaced_by == summary.message_id]
+            back = all(one.state in (MessageState.ACTIVE, MessageState.REPLACED) for one in originals)
+            if back and summary.state is not MessageState.REPLACED:
+                by_id[summary.message_id] = replace(summary, state=MessageState.REPLACED)
+                settled = False
+
+
+def _named(session_id: str | None, operation: str) -> str:
+    if session_id is None:
+        msg = (
+            f"{operation} needs a session_id. Retrieve_memory and Append_context open a session and return its id: "
+            f"pass that one on."
+        )
+        raise InvalidOperation(msg)
+    return session_id
+
+
+def _no_session(session_id: str, rules: ContextRules) -> str:
+    return (
+        f"There is no session {preview(session_id, 60)!r}, or it has expired (after {_span(rules.session_life)} without "
+        f"use, {_span(rules.unnamed_life)} if it was never named). Call Retrieve_memory or Append_context without "
+        f"session_id for a new one."
+    )
+
+
+def _span(life: timedelta) -> str:
+    hours = life / timedelta(hours=1)
+    return f"{hours / 24:g} days" if hours >= 48 else f"{hours:g} hours"  # noqa: PLR2004  two days
