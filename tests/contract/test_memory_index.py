@@ -44,16 +44,7 @@ def vector(text: str) -> VectorD:
 
 def entry(memory_id: str, text: str, *, scope: Scope = ALICE, **changed: Any) -> IndexEntry:
     """An entry whose record has ``changed`` fields."""
-    record = MemoryRecord(
-        scope=scope,
-        memory_id=memory_id,
-        version=1,
-        content=text,
-        memory_type=None,
-        metadata={},
-        created_at=NOW,
-        updated_at=NOW,
-    )
+    record = MemoryRecord(scope, memory_id, 1, text, None, {}, created_at=NOW, updated_at=NOW)
     return IndexEntry(replace(record, **changed), text, vector(text))
 
 
@@ -85,15 +76,8 @@ async def test_the_nearest_vector_comes_first_with_its_cosine(index: MemoryIndex
 
 
 async def test_words_are_found_in_any_inflection_and_rare_ones_weigh_more(index: MemoryIndex) -> None:
-    await index.apply(
-        [
-            entry("m1", "the cat sleeps in the house"),
-            entry("m2", "a house with a garden"),
-            entry("m3", "houses by the sea"),
-            entry("m4", "nothing of the kind"),
-        ],
-        [],
-    )
+    texts = ("the cat sleeps in the house", "a house with a garden", "houses by the sea", "nothing of the kind")
+    await index.apply([entry(f"m{number}", text) for number, text in enumerate(texts, 1)], [])
     found = (await index.search(query("sleeping houses"))).sparse
     assert ids(found)[0] == "m1"
     assert set(ids(found)) == {"m1", "m2", "m3"}
@@ -217,14 +201,8 @@ async def test_any_metadata_can_be_matched_exactly(index: MemoryIndex, name: str
 
 
 async def test_a_list_of_values_matches_any_and_a_stored_list_matches_each(index: MemoryIndex) -> None:
-    await index.apply(
-        [
-            entry("m1", "note", metadata={"tags": ["red", "blue"]}),
-            entry("m2", "note", metadata={"tags": ["green"]}),
-            entry("m3", "note", metadata={"tags": []}),
-        ],
-        [],
-    )
+    stored = {"m1": ["red", "blue"], "m2": ["green"], "m3": list[str]()}
+    await index.apply([entry(name, "note", metadata={"tags": tags}) for name, tags in stored.items()], [])
     assert await matching(index, {"tags": "blue"}) == {"m1"}
     assert await matching(index, {"tags": ["blue", "green"]}) == {"m1", "m2"}
     assert await matching(index, {"tags": "yellow"}) == set()

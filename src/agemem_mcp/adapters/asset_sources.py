@@ -134,7 +134,8 @@ class HttpSource:
                 raise AssetsMissing(message)
             done = have if response.status_code == _PARTIAL else 0
             with part.open("ab" if done else "wb") as file:
-                for chunk in response.iter_bytes(_CHUNK_BYTES):
+                # as they come: gathered into larger chunks, a break would lose what was gathered
+                for chunk in response.iter_bytes():
                     done += file.write(chunk)
                     report(f"downloading {pin.name} from the {self._label}", done, pin.size)
                     if done > pin.size:

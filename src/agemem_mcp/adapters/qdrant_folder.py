@@ -16,12 +16,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-import filelock
 import pydantic
 import structlog
 
+from agemem_mcp.adapters.data_folder import FolderLock
 from agemem_mcp.adapters.qdrant_payload import SCHEMA_VERSION
-from agemem_mcp.errors import ConfigurationError, StoreError
+from agemem_mcp.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,22 +72,7 @@ class IndexFolder:
         directory = directory.absolute()  # so that it has a name even when given as "."
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        # Not thread-local: taken by the index's worker thread, perhaps released by another.
-        self._lock = filelock.FileLock(directory / "lock", thread_local=False)
-        # Beside the lock, as Windows lets nobody read a locked file.
-        self._pid_file = directory / "lock.pid"
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            holder = "unknown"
-            with suppress(OSError):
-                holder = self._pid_file.read_text(encoding="ascii").strip() or holder
-            msg = (
-                f"The memory index in {directory} is open in another process (process id {holder}). One process at a "
-                "time can use it: connect to that server, stop it, or give this one another data folder."
-            )
-            raise StoreError(msg) from error
-        self._pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
+        self._lock = FolderLock(directory, contents="memory index")
 
     @property
     def shard(self) -> Path:
@@ -152,7 +137,6 @@ class IndexFolder:
 
     def release(self) -> None:
         """Give the lock back."""
-        self._pid_file.unlink(missing_ok=True)
         self._lock.release()
 
     def _fsync(self) -> None:

@@ -8,14 +8,14 @@ import os
 import re
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import structlog
 
 from agemem_mcp.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     import tiktoken
     import tokenizers
@@ -223,7 +223,7 @@ def _load_o200k(tiktoken_dir: Path) -> TokenCounter:
 
 
 @contextlib.contextmanager
-def _tiktoken_folder(folder: Path) -> Iterator[None]:
+def _tiktoken_folder(folder: Path) -> Generator[None]:
     """Point tiktoken at a folder; an environment variable is the only way it offers."""
     with _environment_lock:
         before = os.environ.get(_CACHE_VARIABLE)
@@ -249,4 +249,4 @@ def _load_file(path: Path) -> TokenCounter:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # reads them as plain text
-    return FileTokenCounter(f"{path.parent.name}/{path.name}", cast("tokenizers.Tokenizer", tokenizer))
+    return FileTokenCounter(f"{path.parent.name}/{path.name}", tokenizer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -102,8 +101,7 @@ class ServiceGate:
         """Close the service if it was opened."""
         self._closing.set()
         if self._holder is not None:
-            with suppress(AgeMemError):
-                await self._holder
+            await asyncio.gather(self._holder, return_exceptions=True)
 
     def _note(self, progress: Progress) -> None:
         self._progress = progress
@@ -114,12 +112,15 @@ class ServiceGate:
             async with self._open(self._note) as service:
                 opening.set_result(service)
                 await self._closing.wait()
-        except Exception as error:
-            # Whatever it is, those who wait must hear of it; what is not expected is logged as such below.
+        except AgeMemError as error:
             log.warning("the memory could not be opened", error=str(error))
-            if opening.done():
-                raise
-            opening.set_exception(error)
-            opening.exception()  # nobody may be waiting
-            if not isinstance(error, AgeMemError):
-                raise
+            _fail(opening, error)
+        except Exception as error:  # whatever it is, those who wait must hear of it
+            log.exception("the memory could not be opened")
+            _fail(opening, error)
+
+
+def _fail(opening: asyncio.Future[MemoryService], error: Exception) -> None:
+    if not opening.done():
+        opening.set_exception(error)
+        opening.exception()  # looked at here, as nobody may be waiting

@@ -24,14 +24,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
+from math import log1p
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import numpy as np
-from py_rust_stemmers import SnowballStemmer
+from py_rust_stemmers import SnowballStemmer  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -53,19 +54,19 @@ class FilterMode(StrEnum):
 
 
 DEFAULT_THETA: Final[Mapping[FilterMode, float]] = MappingProxyType(
-    {FilterMode.HYBRID: 0.5, FilterMode.PAPER: 0.6, FilterMode.LEXICAL: 0.7}
+    {FilterMode.HYBRID: 0.5, FilterMode.PAPER: 0.6, FilterMode.LEXICAL: 0.85}
 )
 """From this score on a message is removed. The paper's 0.6 is kept for its mode (agemem.md, section 2)."""
 
 _NAME_WORDS: Final = 6.5
 _NAME_COSINE: Final = 14.0
-_NAME_BIAS: Final = -10.4
+_NAME_BIAS: Final = -10.9
 _SENSE_COSINE: Final = 15.0
-_SENSE_BIAS: Final = -1.5
+_SENSE_BIAS: Final = -1.3
 """Log-odds that a message is meant: per unit of word coverage, per unit of cosine above the context's, and at 0."""
 
 _NOTHING: Final = -20.0
-"""Log-odds of a topic without words."""
+"""Log-odds of a topic without words, or of a reading that no message supports."""
 
 _COVERED_LOW: Final = 0.3
 _COVERED_FULL: Final = 0.6
@@ -73,11 +74,11 @@ _COVERED_FULL: Final = 0.6
 
 _PRIOR_COSINE: Final = 0.1
 _PRIOR_TEXTS: Final = 3
-_BASELINE_MAX: Final = 0.4
+_BASELINE_MAX: Final = 0.5
 """A context's usual cosine, as if three more unrelated messages were in it, and no more than this: where
 every message is on the topic, none stands out, and all must still be found."""
 
-_PARENTHESISED_WEIGHT: Final = 0.3
+_PARENTHESISED_WEIGHT: Final = 0.1
 """A disambiguation such as "(film)" tells little, and the message often does not repeat it."""
 
 _MAX_PIECES: Final = 16
@@ -86,15 +87,18 @@ _MAX_PIECES: Final = 16
 _MAX_JOINED: Final = 3
 """Listed items read as one name at most, as in "Bosnia, Serbia and Montenegro"."""
 
+_JOINED_COVERAGE: Final = 0.85
+"""Listed items are one name only where some message holds so much of their words."""
+
 _CJK: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _WORD: Final = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 """A word; scripts without spaces count each character."""
 
-_SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
+_SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
 _PARENTHESES: Final = re.compile(r"\(([^()]*)\)")
-_POSSESSIVE: Final = re.compile(r"['’]s\b")
+_POSSESSIVE: Final = re.compile(r"['\u2019]s\b")
 
-_HARD_SEPARATOR: Final = re.compile(r"\s*(?:[;\n\r\v\f\u2028\u2029]|\s[•|/]\s)\s*(?:[-*•]\s+|\d{1,2}[.)]\s+)?")
+_HARD_SEPARATOR: Final = re.compile(r"\s*(?:[;\n]|\s[•|/]\s)\s*(?:[-*•]\s+|\d{1,2}[.)]\s+)?")
 _SOFT_SEPARATOR: Final = re.compile(
     r"\s*,\s+(?:and|or|as well as)\s+(?:about\s+)?|\s*,\s+|\s+(?:and|or|as well as|&)\s+(?:about\s+)?", re.IGNORECASE
 )
@@ -105,30 +109,32 @@ _LEAD: Final = re.compile(
         |that|which|is|are|was|were|has|have|to|do)\s+)*?
         (?:about|regarding|concerning|describing|discussing|mentioning
         |(?:related|relating|pertaining|referring|unrelated)\s+to|having\s+to\s+do\s+with
-        |(?<=\s)(?:on|of|to|with|describes?|discuss(?:es)?|mentions?))\s+""",
+        |(?<=\s)(?:on|of|to|with|describes?|discuss(?:es)?|mentions?))(?:\s+|$)""",
     re.IGNORECASE | re.VERBOSE,
 )
 """The wrapping of a request ("any messages about ..."), which says nothing of the topic."""
 
 _TAIL: Final = re.compile(
     r",?\s+(?:that|which|as they|because they|since they)\s+(?:is|are|do|does|have|has|did|were|was|will)"
-    r"(?:n['’]t|\s+(?:not?|all|now|no longer|irrelevant|unrelated|off-topic|useless|outdated))\b.*$"
+    r"(?:n['\u2019]t|\s+(?:not?|all|now|no longer|irrelevant|unrelated|off-topic|useless|outdated))\b.*$"
     r"|,?\s+(?:except|excluding|other than|apart from|but not|but keep|unless)\b.*$",
-    re.IGNORECASE | re.DOTALL,
+    re.IGNORECASE | re.MULTILINE,
 )
 """Reasons, which describe no message, and exceptions, which must not be read as what to remove."""
 
-_GENERIC_WORDS: Final = frozenset(
-    ["all", "any", "anything", "content", "context", "everything", "info", "information", "message", "messages", "something", "stuff", "topic", "topics", "user", "users"]
-)
+_GENERIC_WORDS: Final = """
+all any anything content context everything info information message messages something stuff topic topics user users
+"""
 """Words for messages as such: alone they describe none in particular, and remove none."""
 
-_STOP_WORDS: Final = frozenset(
-    ["a", "about", "an", "and", "are", "as", "at", "be", "been", "but", "by", "for", "from", "had", "has", "have", "how", "i", "if", "in", "into", "is", "it", "its", "my", "no", "not", "of", "off", "on", "or", "our", "over", "s", "such", "t", "than", "that", "the", "their", "them", "these", "they", "this", "those", "to", "under", "was", "we", "were", "what", "when", "which", "who", "whose", "with", "you", "your"]
-)
+_STOP_WORDS: Final = """
+a about an and are as at be been but by for from had has have how i if in into is it its my no not of off on or our over
+s such t than that the their them these they this those to under was we were what when which who whose with you your
+"""
 """Words that name no topic, used only when a topic has no others ("The Who")."""
 
-_stemmer: Final = SnowballStemmer("english")
+# The package has no stubs.
+_stem_english: Final = cast("Callable[[str], str]", SnowballStemmer("english").stem_word)
 
 
 async def similarities(
@@ -164,7 +170,14 @@ async def similarities(
         return [0.0] * len(texts)
     context = _Context.of(clean)
     coverage_KN = np.array([context.coverage(topic) for topic in topics])
+    possible_K = np.array(
+        [
+            bool(topic.weights) and (topic.length == 1 or row.max() >= _JOINED_COVERAGE)
+            for topic, row in zip(topics, coverage_KN, strict=True)
+        ]
+    )
     if mode is FilterMode.LEXICAL or embedder is None:
+        coverage_KN[~possible_K] = 0.0
         chosen = _best_reading(lists, coverage_KN)
         return [float(score) for score in coverage_KN[chosen].max(axis=0)]
     cosine_KN = await _cosines([topic.text for topic in topics], clean, embedder)
@@ -173,10 +186,9 @@ async def similarities(
     )
     odds_KN = _log_odds(coverage_KN, cosine_KN, literal_K)
     # The usual encoder knows English alone: of other scripts only the words can be trusted.
-    theta = DEFAULT_THETA[FilterMode.LEXICAL]
     unread_K = np.array([topic.unreadable for topic in topics])
-    odds_KN[unread_K] = _NAME_COSINE * (coverage_KN[unread_K] - theta)
-    odds_KN[[not topic.weights for topic in topics]] = _NOTHING
+    odds_KN[unread_K] = _NAME_COSINE * (coverage_KN[unread_K] - DEFAULT_THETA[FilterMode.LEXICAL])
+    odds_KN[~possible_K] = _NOTHING
     chosen = _best_reading(lists, odds_KN)
     return [float(score) for score in 1 / (1 + np.exp(-odds_KN[chosen].max(axis=0)))]
 
@@ -229,7 +241,8 @@ def topic_lists(criteria: str) -> Iterator[list[Topic]]:
 
     A semicolon or line break always separates; a comma, "and" or "or" may, or may belong to a name.
     """
-    body = _TAIL.sub("", criteria)
+    # Single spaces keep the separators' patterns linear in the length of the criteria.
+    body = _TAIL.sub("", "\n" + "\n".join(" ".join(line.split()) for line in criteria.splitlines()))
     for part in _HARD_SEPARATOR.split(body):
         items, separators = _soft_split(_LEAD.sub("", part.strip(" \t.:-*•")))
         topics: list[Topic] = []
@@ -262,8 +275,10 @@ def _topic(text: str, start: int, length: int) -> Topic:
     aside = [token for token in _tokens(" ".join(_PARENTHESES.findall(text))) if token.stem not in _STOP_STEMS]
     # Stop words alone are a name or nothing.
     telling = [token for token in main if token.stem not in _STOP_STEMS] or [token for token in main if token.capital]
-    weights = {token.stem: _PARENTHESISED_WEIGHT for token in aside} if telling else dict.fromkeys(
-        (token.stem for token in aside), 1.0
+    weights = (
+        {token.stem: _PARENTHESISED_WEIGHT for token in aside}
+        if telling
+        else dict.fromkeys((token.stem for token in aside), 1.0)
     )
     weights.update({token.stem: 1.0 for token in telling})
     return Topic(text, start, length, weights, frozenset(token.stem for token in telling if token.capital))
@@ -320,13 +335,19 @@ class _Context:
 
     def coverage(self, topic: Topic) -> list[float]:
         """Per text, the share of the topic's words in it, each weighted by its rarity in the context."""
-        texts = len(self.words)
+        # A disambiguation that occurs nowhere tells no text from another.
         weights = {
-            stem: weight * float(np.log1p((texts - self.document_counts[stem] + 0.5) / (self.document_counts[stem] + 0.5)))
+            stem: weight * self._rarity(stem)
             for stem, weight in topic.weights.items()
+            if weight == 1.0 or self.document_counts[stem]
         }
-        whole = sum(weights.values())
-        return [sum(weight for stem, weight in weights.items() if stem in one) / whole if whole else 0.0 for one in self.words]
+        whole = sum(weights.values()) or 1.0
+        return [sum(weight for stem, weight in weights.items() if stem in one) / whole for one in self.words]
+
+    def _rarity(self, stem: str) -> float:
+        """Inverse document frequency, as BM25 smooths it."""
+        count = self.document_counts[stem]
+        return log1p((len(self.words) - count + 0.5) / (count + 0.5))
 
     def literalness(self, topic: Topic, best_coverage: float) -> float:
         """How far a topic is a name that occurs in the context, 0 to 1.
@@ -372,8 +393,8 @@ def _tokens(text: str) -> list[_Token]:
 def _stem(word: str) -> str:
     """Word without case, accents and English endings."""
     folded = "".join(c for c in unicodedata.normalize("NFKD", word.casefold()) if not unicodedata.combining(c))
-    return _stemmer.stem_word(folded)
+    return _stem_english(folded)
 
 
-_GENERIC_STEMS: Final = frozenset(_stem(word) for word in _GENERIC_WORDS)
-_STOP_STEMS: Final = frozenset(_stem(word) for word in _STOP_WORDS)
+_GENERIC_STEMS: Final = frozenset(_stem(word) for word in _GENERIC_WORDS.split())
+_STOP_STEMS: Final = frozenset(_stem(word) for word in _STOP_WORDS.split())
