@@ -260,6 +260,8 @@ async def measure(data: Path, embedder: CachingEmbedder, *, tune: bool) -> list[
         tuning = await score_cases(hotpotqa["train"], phrase, scorer)
         theta = best_theta(hotpotqa["train"], tuning)
         for split, cases in hotpotqa.items():
+            if tune and split == "dev":
+                continue
             add(
                 f"HotpotQA {split}",
                 name,
@@ -267,6 +269,8 @@ async def measure(data: Path, embedder: CachingEmbedder, *, tune: bool) -> list[
                 theta,
                 figures(cases, await score_cases(cases, phrase, scorer), theta),
             )
+        if tune:
+            continue
         even, odd = written["train"]["no shared words"], written["dev"]["no shared words"]
         own = best_theta(even, await score_cases(even, phrase, scorer))
         add("written, odd", name, "no shared words", own, figures(odd, await score_cases(odd, phrase, scorer), own))
