@@ -6,7 +6,7 @@ exactly those distractors should go; on ``filter_no_shared_words.json``, criteri
 word with what they mean. Weights and thresholds were chosen on HotpotQA's training sample and the
 set's even items; the development sample and the odd items only report.
 
-    python benchmarks/filter_context.py --data DIR --model DIR [--tune] [--json OUT]
+    python benchmarks/filter_context.py [--data DIR] [--model DIR] [--tune] [--json OUT]
 """
 
 from __future__ import annotations
@@ -23,23 +23,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from fastembed import TextEmbedding
 from py_rust_stemmers import SnowballStemmer  # pyright: ignore[reportAttributeAccessIssue]
 from rich.console import Console
 from rich.table import Table
 
-from agemem_mcp.service.relevance import DEFAULT_THETA, FilterMode, similarities
+from agemem_mcp.adapters.embedding import FastEmbedEmbedder
+from agemem_mcp.app import asset_store
+from agemem_mcp.domain.modes import FilterMode
+from agemem_mcp.service.relevance import DEFAULT_THETA, similarities
+from agemem_mcp.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
 
     Scorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], Awaitable[list[float]]]
     """Criteria, their topics (known to baselines alone) and messages to one score per message."""
 
 HERE = Path(__file__).parent
 WRITTEN = HERE / "filter_no_shared_words.json"
+DEFAULT_DATA = HERE.parents[1] / "shared" / "data" / "hotpotqa"
+_CACHED_TEXTS = 200_000
 SAMPLES = {"train": "train_100.json", "dev": "dev_distractor_100.json"}
 CRITERIA_PER_QUESTION = 3
 SEED = 0
@@ -86,26 +89,6 @@ class Figures:
     f1: float
     macro_f1: float
     protected_removed: float
-
-
-class CachingEmbedder:
-    """fastembed from a folder; texts are embedded once, as the server's adapter does."""
-
-    name = "sentence-transformers/all-MiniLM-L6-v2"
-    dimensions = 384
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        """Load the model's files from ``folder``."""
-        self._model = TextEmbedding(self.name, specific_model_path=str(folder), threads=threads)
-        self._vectors: dict[str, NDArray[np.float32]] = {}
-
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts to rows of unit length."""
-        # Texts of like length share a batch, and less of it is padding.
-        missing = sorted({text for text in texts if text not in self._vectors}, key=len)
-        for text, vector in zip(missing, self._model.embed(missing, batch_size=32), strict=True):
-            self._vectors[text] = np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
-        return np.stack([self._vectors[text] for text in texts])
 
 
 def hotpotqa_cases(path: Path) -> list[Case]:
@@ -197,7 +180,7 @@ def sentences_of(text: str) -> list[str]:
     return [one for one in re.split(r"(?<=[.!?])\s+", text) if one.strip()] or [text]
 
 
-def baselines(embedder: CachingEmbedder) -> Mapping[str, Scorer]:
+def baselines(embedder: FastEmbedEmbedder) -> Mapping[str, Scorer]:
     """What one would try first. All but the first are told the topics, which the product must find."""
 
     async def whole_whole(criteria: str, topics: Sequence[str], texts: Sequence[str]) -> list[float]:
@@ -227,7 +210,7 @@ def baselines(embedder: CachingEmbedder) -> Mapping[str, Scorer]:
     }
 
 
-def product(embedder: CachingEmbedder | None, mode: FilterMode) -> Scorer:
+def product(embedder: FastEmbedEmbedder | None, mode: FilterMode) -> Scorer:
     """What the server runs."""
 
     async def scorer(criteria: str, topics: Sequence[str], texts: Sequence[str]) -> list[float]:
@@ -246,7 +229,7 @@ def written_sets(part: int) -> Mapping[str, list[Case]]:
     }
 
 
-async def measure(data: Path, embedder: CachingEmbedder, *, tune: bool) -> list[dict[str, Any]]:
+async def measure(data: Path, embedder: FastEmbedEmbedder, *, tune: bool) -> list[dict[str, Any]]:
     """All rows of the table."""
     rows: list[dict[str, Any]] = []
 
@@ -310,14 +293,14 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the two HotpotQA samples")
-    parser.add_argument("--model", type=Path, required=True, help="folder with the ONNX model and its tokenizer")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the model")
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder with the two HotpotQA samples")
+    parser.add_argument("--model", type=Path, help="folder with the ONNX model; default: where `assets pull` puts it")
     parser.add_argument("--tune", action="store_true", help="training halves alone, each with its best threshold")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     options = parser.parse_args()
+    model: Path = options.model or asset_store(load_settings()).model_dir
     missing = [
-        path for path in (*(options.data / name for name in SAMPLES.values()), options.model) if not path.exists()
+        path for path in (*(options.data / name for name in SAMPLES.values()), model) if not path.exists()
     ]
     if missing:
         print(f"Not found: {', '.join(map(str, missing))}", file=sys.stderr)
@@ -325,7 +308,7 @@ def main() -> int:
     if shared := shared_words():
         print("The written set must share no content word:", *shared, sep="\n", file=sys.stderr)
         return 1
-    rows = asyncio.run(measure(options.data, CachingEmbedder(options.model, options.threads), tune=options.tune))
+    rows = asyncio.run(measure(options.data, FastEmbedEmbedder(model, cache_size=_CACHED_TEXTS), tune=options.tune))
     show(rows, Console(width=150))
     hashes = {name: hashlib.sha256((options.data / name).read_bytes()).hexdigest() for name in SAMPLES.values()}
     hashes[WRITTEN.name] = hashlib.sha256(WRITTEN.read_bytes()).hexdigest()
