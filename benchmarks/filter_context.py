@@ -299,9 +299,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     options = parser.parse_args()
     model: Path = options.model or asset_store(load_settings()).model_dir
-    missing = [
-        path for path in (*(options.data / name for name in SAMPLES.values()), model) if not path.exists()
-    ]
+    missing = [path for path in (*(options.data / name for name in SAMPLES.values()), model) if not path.exists()]
     if missing:
         print(f"Not found: {', '.join(map(str, missing))}", file=sys.stderr)
         return 2

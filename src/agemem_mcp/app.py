@@ -69,7 +69,8 @@ async def open_service(
     from agemem_mcp.service.long_term import LongTermMemory
     from agemem_mcp.service.memory_service import MemoryService
     from agemem_mcp.service.relevance import DEFAULT_THETA
-    from agemem_mcp.service.short_term import ContextRules, ShortTermMemory
+    from agemem_mcp.service.sessions import SessionRules, Sessions
+    from agemem_mcp.service.short_term import ShortTermMemory
     from agemem_mcp.service.summarising import SummarizerChain
 
     clock = clock or SystemClock()
@@ -106,18 +107,21 @@ async def open_service(
         theta = settings.filter.theta
         short_term = ShortTermMemory(
             store=sessions,
-            tokens=tokens,
+            sessions=Sessions(
+                tokens=tokens,
+                clock=clock,
+                ids=ids,
+                rules=SessionRules(
+                    budget_tokens=settings.context.budget_tokens,
+                    life=settings.context.session_life,
+                    unnamed_life=settings.context.unnamed_life,
+                ),
+            ),
             embedder=embedder,
             summarizers=SummarizerChain(summarizers),
             clock=clock,
-            ids=ids,
-            rules=ContextRules(
-                budget_tokens=settings.context.budget_tokens,
-                session_life=settings.context.session_life,
-                unnamed_life=settings.context.unnamed_life,
-                filter_mode=mode,
-                filter_theta=DEFAULT_THETA[mode] if theta is None else theta,
-            ),
+            filter_mode=mode,
+            filter_theta=DEFAULT_THETA[mode] if theta is None else theta,
         )
         long_term = LongTermMemory(ledger=ledger, index=index, indexer=indexer, embedder=embedder, clock=clock, ids=ids)
         purger = asyncio.create_task(_purge_now_and_then(short_term.purge_expired))

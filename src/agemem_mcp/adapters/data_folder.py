@@ -78,8 +78,8 @@ class DataFolder:
             probe.unlink()
         except OSError as error:
             msg = (
-                f"The data folder {self.directory} cannot be used: {error.strerror or error}. Check its permissions and "
-                f"the free space, or choose another with --data-dir or AGEMEM_DATA_DIR."
+                f"The data folder {self.directory} cannot be used: {error.strerror or error}. Check its permissions "
+                f"and the free space, or choose another with --data-dir or AGEMEM_DATA_DIR."
             )
             raise ConfigurationError(msg) from error
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from agemem_mcp.domain.memory import Scope
 from agemem_mcp.errors import InvalidOperation
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from agemem_mcp.domain.memory import Scope
 
 WARNING_SHARE = 0.8
 """From this share of the budget on, results carry a warning."""

@@ -7,121 +7,29 @@ appendix A.1. Arguments are read tolerantly where their meaning is clear, becaus
 
 from __future__ import annotations
 
-import json
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from agemem_mcp.domain.text import check_characters, check_json, check_text, preview
+from agemem_mcp.domain import arguments
+from agemem_mcp.domain.results import (
+    AddResult,
+    AppendResult,
+    DeleteResult,
+    FilterResult,
+    RetrieveResult,
+    ShowResult,
+    SummaryResult,
+    UpdateResult,
+)
+from agemem_mcp.domain.text import preview
 from agemem_mcp.errors import InvalidOperation
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-MAX_TOP_K = 100
-_TRUE = {"true", "yes", "y", "1"}
-_FALSE = {"false", "no", "n", "0", ""}
-
-
-def _text(name: str) -> BeforeValidator:
-    """A string that may come as a number, or as a list of strings that then stand one to a line."""
-
-    def read(value: object) -> object:
-        if strings := _strings(value):
-            value = "\n".join(strings)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            value = str(value)
-        return check_text(value, name) if isinstance(value, str) else value
-
-    return BeforeValidator(read)
-
-
-def _handle(value: object) -> object:
-    """An optional word or id; blank means that none was given."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, str):
-        return check_characters(value.strip(), "The argument") or None
-    return value
-
-
-def _object(name: str) -> BeforeValidator:
-    """A JSON object that may come as a string of JSON."""
-
-    def read(value: object) -> object:
-        if isinstance(value, str):
-            try:
-                value = json.loads(value) if value.strip() else {}
-            except (ValueError, RecursionError) as error:
-                msg = f'{name} must be a JSON object such as {{"topic": "travel"}}.'
-                raise InvalidOperation(msg) from error
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            msg = f'{name} must be a JSON object such as {{"topic": "travel"}}.'
-            raise InvalidOperation(msg)
-        return check_json(cast("object", value), name)
-
-    return BeforeValidator(read)
-
-
-def _flag(value: object) -> object:
-    word = str(value).strip().lower()
-    if word in _TRUE or word in _FALSE:
-        return word in _TRUE
-    return value
-
-
-def _top_k(value: object) -> object:
-    if value is None:
-        return 3
-    try:
-        number = float(value) if isinstance(value, str | int | float) else None
-    except (ValueError, OverflowError):
-        number = None
-    if number is None or not number.is_integer() or not 1 <= number <= MAX_TOP_K:
-        msg = f"top_k must be a whole number from 1 to {MAX_TOP_K}."
-        raise InvalidOperation(msg)
-    return int(number)
-
-
-def _span(value: object) -> object:
-    word = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip().lower()
-    if word in ("all", "full"):
-        return "all"
-    if word.isascii() and word.isdigit() and len(word) < 10 and int(word) > 0:  # noqa: PLR2004  fits any context
-        return str(int(word))
-    msg = 'span must be "all" or the number of last rounds to summarise, such as "1" or "3".'
-    raise InvalidOperation(msg)
-
-
-def _messages(value: object) -> object:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = [{"role": "user", "content": value}]
-    if strings := _strings(value):
-        return [{"role": "user", "content": text} for text in strings]
-    return [cast("object", value)] if isinstance(value, dict) else cast("object", value)
-
-
-def _strings(value: object) -> list[str]:
-    """The value if it is a list of strings alone, else nothing."""
-    items = cast("list[object]", value) if isinstance(value, list) else []
-    strings = [item for item in items if isinstance(item, str)]
-    return strings if len(strings) == len(items) else []
-
-
-SessionId: TypeAlias = Annotated[str | None, BeforeValidator(_handle)]
-NamedSessionId: TypeAlias = Annotated[SessionId, Field(description="From Retrieve_memory or Append_context.")]
-MemoryId: TypeAlias = Annotated[
-    str,
-    AfterValidator(str.strip),
-    _text("memory_id"),
-    Field(description="From Add_memory or Retrieve_memory."),
-]
+_MAX_CRITERIA_BYTES = 4096
+"""Comparing criteria with messages takes time in proportion to their length."""
 
 
 class Operation(BaseModel):
@@ -150,18 +58,18 @@ class AddMemory(Operation):
         "Close existing memories come back in `similar`: use Update_memory instead of storing a changed fact twice."
     )
 
-    content: Annotated[str, _text("content"), Field(description="The text to remember.")]
+    content: Annotated[str, arguments.text("content"), Field(description="The text to remember.")]
     metadata: Annotated[
         dict[str, Any],
-        _object("metadata"),
+        arguments.json_object("metadata"),
         Field(
             default_factory=dict,
             description="Any JSON: title, source, tags, … `expires_at` (ISO time) ends the memory's life.",
         ),
     ]
-    memory_type: Annotated[str | None, BeforeValidator(_handle), Field(description="Such as fact or preference.")] = (
-        None
-    )
+    memory_type: Annotated[
+        str | None, BeforeValidator(arguments.word), Field(description="Such as fact or preference.")
+    ] = None
 
 
 class UpdateMemory(Operation):
@@ -174,11 +82,11 @@ class UpdateMemory(Operation):
         "Replace the text of a long-term memory that is outdated or incomplete. Earlier versions stay in its history."
     )
 
-    memory_id: MemoryId
-    content: Annotated[str, _text("content"), Field(description="The new text, complete.")]
+    memory_id: arguments.MemoryId
+    content: Annotated[str, arguments.text("content"), Field(description="The new text, complete.")]
     metadata: Annotated[
         dict[str, Any],
-        _object("metadata"),
+        arguments.json_object("metadata"),
         Field(default_factory=dict, description="Merged into the present one; null removes a key."),
     ]
 
@@ -192,8 +100,8 @@ class DeleteMemory(Operation):
     idempotent = True
     description = "Remove a long-term memory that is wrong or no longer wanted."
 
-    memory_id: MemoryId
-    confirmation: Annotated[bool, BeforeValidator(_flag), Field(description="Must be true.")]
+    memory_id: arguments.MemoryId
+    confirmation: Annotated[bool, BeforeValidator(arguments.flag), Field(description="Must be true.")]
 
 
 class RetrieveMemory(Operation):
@@ -207,18 +115,20 @@ class RetrieveMemory(Operation):
         "named again expires after 1 hour, any other after 30 days without use."
     )
 
-    query: Annotated[str, _text("query"), Field(description="What to look for, in plain words.")]
-    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K, description="How many hits."), BeforeValidator(_top_k)] = 3
+    query: Annotated[str, arguments.text("query"), Field(description="What to look for, in plain words.")]
+    top_k: Annotated[
+        int, Field(ge=1, le=arguments.MAX_TOP_K, description="How many hits."), BeforeValidator(arguments.top_k)
+    ] = 3
     metadata_filter: Annotated[
         dict[str, Any],
-        _object("metadata_filter"),
+        arguments.json_object("metadata_filter"),
         Field(
             default_factory=dict,
             description="{key: value}, {key: [a, b]} or {key: {gt|gte|lt|lte|after|before: bound}} on metadata keys, "
             "memory_type, created_at and updated_at.",
         ),
     ]
-    session_id: SessionId = None
+    session_id: arguments.SessionId = None
 
 
 class SummaryContext(Operation):
@@ -234,13 +144,13 @@ class SummaryContext(Operation):
 
     span: Annotated[
         str,
-        BeforeValidator(_span),
+        BeforeValidator(arguments.span),
         Field(description='"all", or "N" for the last N rounds (a user message and what followed).'),
     ]
     summary: Annotated[
-        str | None, _text("summary"), Field(description="Your summary. If omitted, the server writes one.")
+        str | None, arguments.text("summary"), Field(description="Your summary. If omitted, the server writes one.")
     ] = None
-    session_id: NamedSessionId = None
+    session_id: arguments.NamedSessionId = None
 
 
 class FilterContext(Operation):
@@ -251,8 +161,12 @@ class FilterContext(Operation):
     destructive = True
     description = "Remove from the session's context the messages that are about the criteria."
 
-    criteria: Annotated[str, _text("criteria"), Field(description="What to REMOVE: topics, names or a description.")]
-    session_id: NamedSessionId = None
+    criteria: Annotated[
+        str,
+        arguments.text("criteria", max_bytes=_MAX_CRITERIA_BYTES),
+        Field(description="What to REMOVE: topics, names or a description."),
+    ]
+    session_id: arguments.NamedSessionId = None
 
 
 class NewMessage(BaseModel):
@@ -264,7 +178,7 @@ class NewMessage(BaseModel):
         Literal["user", "assistant", "tool"],
         BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value),
     ]
-    content: Annotated[str, _text("content")]
+    content: Annotated[str, arguments.text("content")]
 
 
 class AppendContext(Operation):
@@ -276,8 +190,8 @@ class AppendContext(Operation):
         "Append messages to the session's context. Without session_id a new session is opened and its id returned."
     )
 
-    messages: Annotated[list[NewMessage], BeforeValidator(_messages), Field(min_length=1, max_length=1000)]
-    session_id: SessionId = None
+    messages: Annotated[list[NewMessage], BeforeValidator(arguments.message_list), Field(min_length=1, max_length=1000)]
+    session_id: arguments.SessionId = None
 
 
 class ShowContext(Operation):
@@ -289,7 +203,7 @@ class ShowContext(Operation):
     idempotent = True
     description = "Show the messages now in the session's context and how full it is."
 
-    session_id: Annotated[str, _text("session_id"), AfterValidator(str.strip)]
+    session_id: Annotated[str, arguments.text("session_id"), AfterValidator(str.strip)]
 
 
 MemoryOperation: TypeAlias = Annotated[
@@ -327,14 +241,12 @@ def tool_name(operation: type[Operation]) -> str:
     return cast("str", operation.model_fields["name"].default)
 
 
-def parse_operation(
-    name: str, arguments: dict[str, Any] | None, *, allowed: Collection[str] | None = None
-) -> AnyOperation:
+def parse_operation(name: str, given: dict[str, Any] | None, *, allowed: Collection[str] | None = None) -> AnyOperation:
     """Read a tool call.
 
     Args:
         name: the tool's wire name.
-        arguments: its arguments as a model wrote them.
+        given: its arguments as a model wrote them.
         allowed: the names offered, where these are not all.
 
     Raises:
@@ -345,12 +257,12 @@ def parse_operation(
         msg = f"There is no tool {preview(name, 60)!r}. The tools are {', '.join(offered)}."
         raise InvalidOperation(msg)
     operation = _BY_NAME[name]
-    arguments = dict(arguments or {})
-    if "name" in arguments:
+    given = dict(given or {})
+    if "name" in given:
         msg = f"{name} has no argument 'name'. Its arguments are {', '.join(_argument_names(operation))}."
         raise InvalidOperation(msg)
     try:
-        return cast("AnyOperation", operation.model_validate(arguments))
+        return cast("AnyOperation", operation.model_validate(given))
     except ValidationError as error:
         raise InvalidOperation(_explain(operation, error)) from error
 
@@ -438,158 +350,6 @@ def _explain(operation: type[Operation], error: ValidationError) -> str:
 
 _BY_NAME: dict[str, type[Operation]] = {tool_name(operation): operation for operation in (*SIX, *HELPERS)}
 
-
-class ContextInfo(BaseModel):
-    """How full a session's context is."""
-
-    model_config = ConfigDict(frozen=True)
-
-    message_count: int
-    tokens: int
-    budget_tokens: int
-    tokenizer: str
-    approximate: bool
-    warning: str | None = Field(default=None, exclude_if=lambda value: value is None)
-
-
-class SimilarMemory(BaseModel):
-    """An existing memory close to one just added."""
-
-    model_config = ConfigDict(frozen=True)
-
-    memory_id: str
-    content: str
-    score: float
-
-
-class AddResult(BaseModel):
-    """What ``Add_memory`` did."""
-
-    model_config = ConfigDict(frozen=True)
-
-    memory_id: str
-    content: str
-    created_at: datetime
-    duplicate: bool
-    similar: list[SimilarMemory]
-
-
-class UpdateResult(BaseModel):
-    """What ``Update_memory`` did."""
-
-    model_config = ConfigDict(frozen=True)
-
-    memory_id: str
-    version: int
-    previous_content: str
-    updated_at: datetime
-
-
-class DeleteResult(BaseModel):
-    """What ``Delete_memory`` did."""
-
-    model_config = ConfigDict(frozen=True)
-
-    memory_id: str
-    deleted: bool
-
-
-class RetrievedMemory(BaseModel):
-    """One hit of a retrieval."""
-
-    model_config = ConfigDict(frozen=True)
-
-    memory_id: str
-    content: str
-    memory_type: str | None
-    metadata: dict[str, Any]
-    score: float
-    created_at: datetime
-    updated_at: datetime
-
-
-class RetrieveResult(BaseModel):
-    """What ``Retrieve_memory`` found."""
-
-    model_config = ConfigDict(frozen=True)
-
-    session_id: str
-    memories: list[RetrievedMemory]
-    search: Literal["hybrid", "lexical"]
-    """How it was searched: ``lexical`` where no embedding model is configured."""
-    context: ContextInfo
-
-
-class SummaryResult(BaseModel):
-    """What ``Summary_context`` did."""
-
-    model_config = ConfigDict(frozen=True)
-
-    session_id: str
-    summary: str
-    method: str
-    replaced: list[str]
-    """Ids of the messages the summary stands for."""
-    context: ContextInfo
-
-
-class RemovedMessage(BaseModel):
-    """A message that ``Filter_context`` took out."""
-
-    model_config = ConfigDict(frozen=True)
-
-    message_id: str
-    role: str
-    preview: str
-    similarity: float
-
-
-class FilterResult(BaseModel):
-    """What ``Filter_context`` did."""
-
-    model_config = ConfigDict(frozen=True)
-
-    session_id: str
-    removed: list[RemovedMessage]
-    mode: str
-    """``hybrid``, ``paper`` or ``lexical``."""
-    context: ContextInfo
-
-
-class AppendResult(BaseModel):
-    """What ``Append_context`` did."""
-
-    model_config = ConfigDict(frozen=True)
-
-    session_id: str
-    message_ids: list[str]
-    context: ContextInfo
-
-
-class ShownMessage(BaseModel):
-    """A message of a context."""
-
-    model_config = ConfigDict(frozen=True)
-
-    message_id: str
-    role: str
-    content: str
-    created_at: datetime
-
-
-class ShowResult(BaseModel):
-    """What ``Show_context`` shows."""
-
-    model_config = ConfigDict(frozen=True)
-
-    session_id: str
-    messages: list[ShownMessage]
-    context: ContextInfo
-
-
-OperationResult: TypeAlias = (
-    AddResult | UpdateResult | DeleteResult | RetrieveResult | SummaryResult | FilterResult | AppendResult | ShowResult
-)
 
 RESULT_TYPES: dict[str, type[BaseModel]] = {
     "Add_memory": AddResult,

@@ -17,7 +17,7 @@ MAX_DEPTH = 12
 _LARGEST_INTEGER = 2**63 - 1
 
 
-def check_text(text: str, name: str) -> str:
+def check_text(text: str, name: str, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """Return ``text`` if it can be stored and read back unchanged.
 
     Raises:
@@ -28,8 +28,8 @@ def check_text(text: str, name: str) -> str:
         raise InvalidOperation(msg)
     check_characters(text, name)
     size = len(text.encode())
-    if size > MAX_TEXT_BYTES:
-        msg = f"{name} is {size:,} bytes long; at most {MAX_TEXT_BYTES:,} are allowed. Split it into several parts."
+    if size > max_bytes:
+        msg = f"{name} is {size:,} bytes long; at most {max_bytes:,} are allowed. Split it into several parts."
         raise InvalidOperation(msg)
     return text
 
@@ -65,6 +65,7 @@ def _check_node(value: object, name: str, depth: int, budget: list[int]) -> Any:
     if depth > MAX_DEPTH:
         msg = f"{name} is nested more than {MAX_DEPTH} levels deep. Flatten it."
         raise InvalidOperation(msg)
+    _spend(budget, _utf8_size(value) if isinstance(value, str) else 8, name)
     if isinstance(value, dict):
         return {
             check_key(key, name, budget): _check_node(item, name, depth + 1, budget)
@@ -72,7 +73,6 @@ def _check_node(value: object, name: str, depth: int, budget: list[int]) -> Any:
         }
     if isinstance(value, list | tuple):
         return [_check_node(item, name, depth + 1, budget) for item in cast("list[object]", value)]
-    _spend(budget, len(value) if isinstance(value, str) else 8, name)
     if isinstance(value, str):
         return check_characters(value, name)
     if value is None or isinstance(value, bool):
@@ -93,8 +93,12 @@ def check_key(key: object, name: str, budget: list[int]) -> str:
     if not isinstance(key, str) or not key.strip():
         msg = f"{name} has a key that is not a non-blank string."
         raise InvalidOperation(msg)
-    _spend(budget, len(key), name)
+    _spend(budget, _utf8_size(key), name)
     return check_characters(key, name)
+
+
+def _utf8_size(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _spend(budget: list[int], size: int, name: str) -> None:

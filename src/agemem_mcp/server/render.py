@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agemem_mcp.domain.operations import (
+from agemem_mcp.domain.results import (
     AddResult,
     AppendResult,
     ContextInfo,

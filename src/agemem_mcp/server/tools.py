@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from mcp.server.context import ServerRequestContext
 
-    from agemem_mcp.domain.operations import AnyOperation, OperationResult
+    from agemem_mcp.domain.operations import AnyOperation
+    from agemem_mcp.domain.results import OperationResult
     from agemem_mcp.service.gate import Progress, ServiceGate
     from agemem_mcp.service.memory_service import MemoryService
 

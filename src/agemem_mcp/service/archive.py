@@ -75,7 +75,7 @@ class SessionArchive:
         async with self.store.transaction() as store:
             session = await store.session(scope, session_id)
             if session is None or session.expires_at <= self.clock.now():
-                msg = f"There is no session {preview(session_id, 60)!r}. `agemem-mcp sessions list` shows those there are."
+                msg = f"There is no session {preview(session_id, 60)!r}. `agemem-mcp sessions list` shows those alive."
                 raise NotFound(msg)
             return await store.messages(session_id, active_only=False)
 

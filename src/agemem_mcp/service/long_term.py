@@ -14,15 +14,7 @@ from agemem_mcp.domain.memory import (
     MemoryRecord,
     ScoredMemory,
 )
-from agemem_mcp.domain.operations import (
-    AddMemory,
-    AddResult,
-    DeleteMemory,
-    DeleteResult,
-    SimilarMemory,
-    UpdateMemory,
-    UpdateResult,
-)
+from agemem_mcp.domain.results import AddResult, DeleteResult, SimilarMemory, UpdateResult
 from agemem_mcp.domain.text import check_json, digest
 from agemem_mcp.errors import InvalidOperation, NotFound
 from agemem_mcp.service.archive import no_such_memory
@@ -33,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agemem_mcp.domain.memory import Metadata, Scope, VectorD
+    from agemem_mcp.domain.operations import AddMemory, DeleteMemory, UpdateMemory
     from agemem_mcp.domain.ports import Clock, Embedder, IdSource, Ledger, LedgerTransaction, MemoryIndex
 
 _CANDIDATES = 100

@@ -10,18 +10,18 @@ from agemem_mcp.domain.operations import (
     AppendContext,
     DeleteMemory,
     FilterContext,
-    RetrievedMemory,
     RetrieveMemory,
-    RetrieveResult,
     ShowContext,
     SummaryContext,
     UpdateMemory,
 )
+from agemem_mcp.domain.results import RetrievedMemory, RetrieveResult
 from agemem_mcp.service.long_term import LongTermMemory, Origin
 
 if TYPE_CHECKING:
     from agemem_mcp.domain.memory import Scope, ScoredMemory
-    from agemem_mcp.domain.operations import AnyOperation, OperationResult
+    from agemem_mcp.domain.operations import AnyOperation
+    from agemem_mcp.domain.results import OperationResult
     from agemem_mcp.service.short_term import ShortTermMemory
 
 

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agemem_mcp.domain.context import (
-    WARNING_SHARE,
-    ContextWindow,
     Message,
     MessageKind,
     MessageState,
     Role,
-    Session,
 )
-from agemem_mcp.domain.operations import (
-    AppendContext,
+from agemem_mcp.domain.results import (
     AppendResult,
     ContextInfo,
-    FilterContext,
     FilterResult,
     RemovedMessage,
-    ShowContext,
     ShownMessage,
     ShowResult,
-    SummaryContext,
     SummaryResult,
 )
 from agemem_mcp.domain.text import preview
@@ -37,30 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from agemem_mcp.domain.memory import Actor, Scope
+    from agemem_mcp.domain.modes import FilterMode
+    from agemem_mcp.domain.operations import AppendContext, FilterContext, ShowContext, SummaryContext
     from agemem_mcp.domain.ports import (
         Clock,
         Embedder,
-        IdSource,
         SessionStore,
-        SessionTransaction,
-        TokenCounter,
     )
-    from agemem_mcp.service.relevance import FilterMode
+    from agemem_mcp.service.sessions import Sessions
     from agemem_mcp.service.summarising import SummarizerChain
-
-_LONG_TEXT = 4_000
-"""Characters from which on tokens are counted off the event loop."""
-
-
-@dataclass(frozen=True, slots=True)
-class ContextRules:
-    """The numbers short-term memory works by."""
-
-    budget_tokens: int
-    session_life: timedelta
-    unnamed_life: timedelta
-    filter_mode: FilterMode
-    filter_theta: float
 
 
 class ShortTermMemory:
@@ -70,20 +46,20 @@ class ShortTermMemory:
         self,
         *,
         store: SessionStore,
-        tokens: TokenCounter,
+        sessions: Sessions,
         embedder: Embedder | None,
         summarizers: SummarizerChain,
         clock: Clock,
-        ids: IdSource,
-        rules: ContextRules,
+        filter_mode: FilterMode,
+        filter_theta: float,
     ) -> None:
         self._store = store
-        self._tokens = tokens
+        self._sessions = sessions
         self._embedder = embedder
         self._summarizers = summarizers
         self._clock = clock
-        self._ids = ids
-        self._rules = rules
+        self._filter_mode = filter_mode
+        self._filter_theta = filter_theta
 
     async def check(self, scope: Scope, session_id: str | None) -> None:
         """Fail early when a session was named that is not the caller's.
@@ -93,7 +69,7 @@ class ShortTermMemory:
         """
         if session_id is not None:
             async with self._store.transaction() as store:
-                await self._use(store, scope, session_id)
+                await self._sessions.use(store, scope, session_id)
 
     async def append(self, scope: Scope, operation: AppendContext, actor: Actor) -> AppendResult:
         """Append messages, opening a session if none is named.
@@ -102,7 +78,9 @@ class ShortTermMemory:
             NotFound: unknown, expired or another caller's session.
         """
         new = [(Role(message.role), message.content, MessageKind.MESSAGE) for message in operation.messages]
-        session_id, added, info = await self._extend(scope, operation.session_id, new, operation.name, actor, {})
+        session_id, added, info = await self._extend(
+            scope, operation.session_id, new, operation=operation.name, actor=actor, arguments={}
+        )
         return AppendResult(session_id=session_id, message_ids=added, context=info)
 
     async def insert_retrieved(  # noqa: PLR0913  one row of the record of what was done
@@ -122,7 +100,9 @@ class ShortTermMemory:
         """
         new = [] if text is None else [(Role.TOOL, text, MessageKind.RETRIEVED)]
         arguments = {"query": query, "memory_ids": list(memory_ids)}
-        session_id, _, info = await self._extend(scope, session_id, new, "Retrieve_memory", actor, arguments)
+        session_id, _, info = await self._extend(
+            scope, session_id, new, operation="Retrieve_memory", actor=actor, arguments=arguments
+        )
         return session_id, info
 
     async def summarise(self, scope: Scope, operation: SummaryContext, actor: Actor) -> SummaryResult:
@@ -135,12 +115,12 @@ class ShortTermMemory:
         """
         session_id = _named(operation.session_id, operation.name)
         async with self._store.transaction() as store:
-            await self._use(store, scope, session_id)
-            window = await self._window(store, session_id)
+            await self._sessions.use(store, scope, session_id)
+            window = await self._sessions.window(store, session_id)
         replaced = window.span(operation.span)
         before = sum(message.tokens for message in replaced)
         summary, method = await self._summarizers.summarise(replaced, given=operation.summary, tokens=before)
-        tokens = await self._count(summary)
+        tokens = await self._sessions.count(summary)
         if tokens >= before:
             msg = (
                 f"The summary ({tokens} tokens) is not shorter than what it would replace ({before} tokens). "
@@ -148,7 +128,7 @@ class ShortTermMemory:
             )
             raise InvalidOperation(msg)
         async with self._store.transaction() as store:
-            present = await self._window(store, session_id)
+            present = await self._sessions.window(store, session_id)
             if not {message.message_id for message in replaced} <= {one.message_id for one in present.messages}:
                 msg = "The context changed while it was being summarised. Nothing was changed; call again."
                 raise InvalidOperation(msg)
@@ -160,12 +140,12 @@ class ShortTermMemory:
                 created_at=self._clock.now(),
                 position=replaced[0].position,
                 tokens=tokens,
-                tokenizer=self._tokens.name,
+                tokenizer=self._sessions.tokenizer,
                 kind=MessageKind.SUMMARY,
             )
             gone = [replace(one, state=MessageState.SUMMARISED, replaced_by=message.message_id) for one in replaced]
             await store.put_messages(session_id, [*gone, message])
-            info = self._info(await self._window(store, session_id))
+            info = self._sessions.info(await self._sessions.window(store, session_id))
             ids = [one.message_id for one in replaced]
             await store.log(
                 session_id,
@@ -192,35 +172,35 @@ class ShortTermMemory:
         """
         session_id = _named(operation.session_id, operation.name)
         async with self._store.transaction() as store:
-            await self._use(store, scope, session_id)
-            window = await self._window(store, session_id)
+            await self._sessions.use(store, scope, session_id)
+            window = await self._sessions.window(store, session_id)
         candidates = [message for message in window.messages if message.role is not Role.SYSTEM]
         scores = await similarities(
             operation.criteria,
             [message.content for message in candidates],
-            mode=self._rules.filter_mode,
+            mode=self._filter_mode,
             embedder=self._embedder,
         )
         matched = {
             message.message_id: score
             for message, score in zip(candidates, scores, strict=True)
-            if score >= self._rules.filter_theta
+            if score >= self._filter_theta
         }
         async with self._store.transaction() as store:
-            present = await self._window(store, session_id)
+            present = await self._sessions.window(store, session_id)
             gone = [
                 replace(message, state=MessageState.FILTERED)
                 for message in present.messages
                 if message.message_id in matched
             ]
             await store.put_messages(session_id, gone)
-            remaining = await self._window(store, session_id)
+            remaining = await self._sessions.window(store, session_id)
             await store.log(
                 session_id,
                 operation=operation.name,
                 actor=actor,
                 at=self._clock.now(),
-                arguments={"criteria": operation.criteria, "mode": self._rules.filter_mode.value},
+                arguments={"criteria": operation.criteria, "mode": self._filter_mode.value},
                 effect={
                     "removed": [message.message_id for message in gone],
                     "tokens_before": present.tokens,
@@ -237,7 +217,7 @@ class ShortTermMemory:
             for message in gone
         ]
         return FilterResult(
-            session_id=session_id, removed=removed, mode=self._rules.filter_mode.value, context=self._info(remaining)
+            session_id=session_id, removed=removed, mode=self._filter_mode.value, context=self._sessions.info(remaining)
         )
 
     async def show(self, scope: Scope, operation: ShowContext) -> ShowResult:
@@ -247,8 +227,8 @@ class ShortTermMemory:
             NotFound: unknown, expired or another caller's session.
         """
         async with self._store.transaction() as store:
-            await self._use(store, scope, operation.session_id)
-            window = await self._window(store, operation.session_id)
+            await self._sessions.use(store, scope, operation.session_id)
+            window = await self._sessions.window(store, operation.session_id)
         shown = [
             ShownMessage(
                 message_id=message.message_id,
@@ -258,7 +238,7 @@ class ShortTermMemory:
             )
             for message in window.messages
         ]
-        return ShowResult(session_id=operation.session_id, messages=shown, context=self._info(window))
+        return ShowResult(session_id=operation.session_id, messages=shown, context=self._sessions.info(window))
 
     async def restore(
         self, scope: Scope, session_id: str, message_ids: Sequence[str] | None, actor: Actor
@@ -271,7 +251,7 @@ class ShortTermMemory:
             NotFound: unknown, expired or another caller's session, or no such message in it.
         """
         async with self._store.transaction() as store:
-            await self._use(store, scope, session_id)
+            await self._sessions.use(store, scope, session_id)
             everything = await store.messages(session_id, active_only=False)
             by_id = {message.message_id: message for message in everything}
             unknown = [one for one in message_ids or () if one not in by_id]
@@ -303,16 +283,17 @@ class ShortTermMemory:
         scope: Scope,
         session_id: str | None,
         new: Sequence[tuple[Role, str, MessageKind]],
+        *,
         operation: str,
         actor: Actor,
         arguments: Mapping[str, object],
     ) -> tuple[str, list[str], ContextInfo]:
-        counts = [await self._count(content) for _, content, _ in new]
+        counts = [await self._sessions.count(content) for _, content, _ in new]
         async with self._store.transaction() as store:
             if session_id is None:
-                session_id = await self._mint(store, scope)
+                session_id = await self._sessions.mint(store, scope)
             else:
-                await self._use(store, scope, session_id)
+                await self._sessions.use(store, scope, session_id)
             ordinal = await store.next_ordinal(session_id)
             added = [
                 Message(
@@ -322,7 +303,7 @@ class ShortTermMemory:
                     created_at=self._clock.now(),
                     position=ordinal + offset,
                     tokens=tokens,
-                    tokenizer=self._tokens.name,
+                    tokenizer=self._sessions.tokenizer,
                     kind=kind,
                 )
                 for offset, ((role, content, kind), tokens) in enumerate(zip(new, counts, strict=True))
@@ -337,71 +318,8 @@ class ShortTermMemory:
                 arguments=arguments,
                 effect={"added": ids},
             )
-            info = self._info(await self._window(store, session_id))
+            info = self._sessions.info(await self._sessions.window(store, session_id))
         return session_id, ids, info
-
-    async def _mint(self, store: SessionTransaction, scope: Scope) -> str:
-        now = self._clock.now()
-        session_id = self._ids.session_id()
-        await store.put_session(
-            Session(
-                scope=scope,
-                session_id=session_id,
-                created_at=now,
-                used_at=now,
-                named=False,
-                expires_at=now + self._rules.unnamed_life,
-            )
-        )
-        return session_id
-
-    async def _use(self, store: SessionTransaction, scope: Scope, session_id: str) -> None:
-        """Make sure that the session is the caller's, and prolong its life: naming it shows that it is in use."""
-        now = self._clock.now()
-        session = await store.session(scope, session_id)
-        if session is None or session.expires_at <= now:
-            raise NotFound(_no_session(session_id, self._rules))
-        life = self._rules.session_life
-        await store.put_session(replace(session, used_at=now, named=True, expires_at=now + life))
-
-    async def _window(self, store: SessionTransaction, session_id: str) -> ContextWindow:
-        messages = await store.messages(session_id)
-        stale = [message for message in messages if message.tokenizer != self._tokens.name]
-        if stale:
-            # Another tokenizer was configured since: the window must be counted with one alone.
-            recounted = {
-                one.message_id: one.counted(await self._count(one.content), self._tokens.name) for one in stale
-            }
-            await store.put_messages(session_id, list(recounted.values()))
-            messages = [recounted.get(message.message_id, message) for message in messages]
-        return ContextWindow(
-            messages=tuple(messages),
-            budget_tokens=self._rules.budget_tokens,
-            tokenizer=self._tokens.name,
-            approximate=self._tokens.approximate,
-        )
-
-    async def _count(self, text: str) -> int:
-        if len(text) < _LONG_TEXT:
-            return self._tokens.count(text)
-        return await asyncio.to_thread(self._tokens.count, text)
-
-    def _info(self, window: ContextWindow) -> ContextInfo:
-        share = window.tokens / window.budget_tokens
-        warning = None
-        if share >= WARNING_SHARE:
-            warning = (
-                f"The context holds {share:.0%} of its budget of {window.budget_tokens:,} tokens. "
-                f"Call Summary_context or Filter_context."
-            )
-        return ContextInfo(
-            message_count=len(window.messages),
-            tokens=window.tokens,
-            budget_tokens=window.budget_tokens,
-            tokenizer=window.tokenizer,
-            approximate=window.approximate,
-            warning=warning,
-        )
 
 
 def _retire_summaries(by_id: dict[str, Message]) -> None:
@@ -425,16 +343,3 @@ def _named(session_id: str | None, operation: str) -> str:
         )
         raise InvalidOperation(msg)
     return session_id
-
-
-def _no_session(session_id: str, rules: ContextRules) -> str:
-    return (
-        f"There is no session {preview(session_id, 60)!r}, or it has expired (after {_span(rules.session_life)} without "
-        f"use, {_span(rules.unnamed_life)} if it was never named). Call Retrieve_memory or Append_context without "
-        f"session_id for a new one."
-    )
-
-
-def _span(life: timedelta) -> str:
-    hours = life / timedelta(hours=1)
-    return f"{hours / 24:g} days" if hours >= 48 else f"{hours:g} hours"  # noqa: PLR2004  two days

@@ -1,0 +1,186 @@
+"""The server over stdio: one process per client, nothing but the protocol on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from typing import Any
+
+import pytest
+from mcp.shared.exceptions import MCPError
+
+BOTH_ERAS = pytest.mark.parametrize("mode", ["auto", "legacy"])
+SIX = {"Add_memory", "Update_memory", "Delete_memory", "Retrieve_memory", "Summary_context", "Filter_context"}
+EIGHT = SIX | {"Append_context", "Show_context"}
+
+
+@BOTH_ERAS
+async def test_all_eight_tools_carry_a_story_through(place: Any, tools_of: Any, mode: str) -> None:
+    async with place.stdio(mode=mode) as client:
+        call = tools_of(client)
+        assert {tool.name for tool in (await client.list_tools()).tools} == EIGHT
+        added = await call(
+            "Add_memory", content="Maya's flight to Lisbon leaves on 3 May.", metadata={"title": "Lisbon trip"}
+        )
+        assert set(added) == {"memory_id", "content", "created_at", "duplicate", "similar"}
+        trip = added["memory_id"]
+        assert (await call("Add_memory", content="Maya's flight to Lisbon leaves on 3 May."))["duplicate"] is True
+        wrong = (await call("Add_memory", content="Maya loves peanuts."))["memory_id"]
+
+        updated = await call("Update_memory", memory_id=trip, content="Maya's flight to Lisbon leaves on 4 May.")
+        assert updated["version"] == 2
+        assert updated["previous_content"] == "Maya's flight to Lisbon leaves on 3 May."
+        assert "confirmation" in await call.error("Delete_memory", memory_id=wrong, confirmation=False)
+        assert await call("Delete_memory", memory_id=wrong, confirmation=True) == {"memory_id": wrong, "deleted": True}
+
+        found = await call("Retrieve_memory", query="flight to Lisbon", metadata_filter={"title": "Lisbon trip"})
+        assert [hit["memory_id"] for hit in found["memories"]] == [trip]
+        assert found["memories"][0]["content"] == "Maya's flight to Lisbon leaves on 4 May."
+        assert found["context"]["message_count"] == 1
+        session = found["session_id"]
+
+        messages = [
+            {"role": "user", "content": "Please book a table in Lisbon for the evening."},
+            {"role": "assistant", "content": "Booked at Tasca do Miguel for 20:00."},
+            {"role": "user", "content": "How do I descale a coffee machine?"},
+        ]
+        appended = await call("Append_context", messages=messages, session_id=session)
+        assert len(appended["message_ids"]) == 3
+        assert appended["context"]["message_count"] == 4
+        filtered = await call("Filter_context", criteria="coffee machine", session_id=session)
+        assert [one["message_id"] for one in filtered["removed"]] == [appended["message_ids"][2]]
+        summed = await call("Summary_context", span="all", summary="Lisbon 4 May, table 20:00.", session_id=session)
+        assert len(summed["replaced"]) == 3
+        shown = await call("Show_context", session_id=session)
+        assert [one["content"] for one in shown["messages"]] == ["Lisbon 4 May, table 20:00."]
+        assert shown["context"]["tokens"] < appended["context"]["tokens"]
+
+
+async def test_the_real_model_finds_a_memory_that_shares_no_word_with_the_query(full_place: Any, tools_of: Any) -> None:
+    async with full_place.stdio() as client:
+        call = tools_of(client)
+        await call("Add_memory", content="The dentist moved to 12 Oak Street.")
+        trip = await call("Add_memory", content="Maya's plane to Lisbon departs on Tuesday.")
+        found = await call("Retrieve_memory", query="When is the flight?", top_k=1)
+        assert [hit["memory_id"] for hit in found["memories"]] == [trip["memory_id"]]
+        assert found["search"] == "hybrid"
+        assert found["context"]["tokenizer"] == "o200k_base"
+        assert found["context"]["approximate"] is False
+
+
+@BOTH_ERAS
+async def test_six_tools_leave_the_helpers_out(place: Any, tools_of: Any, mode: str) -> None:
+    async with place.stdio("--tools", "six", mode=mode) as client:
+        assert {tool.name for tool in (await client.list_tools()).tools} == SIX
+        assert "There is no tool 'Show_context'" in await tools_of(client).error("Show_context", session_id="ctx_1")
+
+
+async def test_memories_and_sessions_survive_a_restart(place: Any, tools_of: Any) -> None:
+    async with place.stdio() as client:
+        call = tools_of(client)
+        added = await call("Add_memory", content="The spare key is under the blue pot.")
+        session = (await call("Append_context", messages="Remember the blue pot."))["session_id"]
+    async with place.stdio(mode="legacy") as client:
+        call = tools_of(client)
+        found = await call("Retrieve_memory", query="Where is the spare key?")
+        assert [hit["memory_id"] for hit in found["memories"]] == [added["memory_id"]]
+        shown = await call("Show_context", session_id=session)
+        assert [one["content"] for one in shown["messages"]] == ["Remember the blue pot."]
+
+
+async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(place: Any, tools_of: Any) -> None:
+    kept: dict[str, str] = {}
+    async with place.stdio() as client:
+        call = tools_of(client)
+        for number in range(20):
+            text = f"Parcel {number} stands in shelf {number * 7}."
+            kept[(await call("Add_memory", content=text))["memory_id"]] = text
+        first = next(iter(kept))
+        kept[first] = "Parcel 0 was collected."
+        await call("Update_memory", memory_id=first, content=kept[first])
+        session = (await call("Append_context", messages=["one", "two", "three"]))["session_id"]
+        os.kill(place.holder(), signal.SIGKILL)
+        with pytest.raises(MCPError):
+            await call("Show_context", session_id=session)
+    async with place.stdio() as client:
+        call = tools_of(client)
+        found = await call("Retrieve_memory", query="parcel shelf collected", top_k=100)
+        assert {hit["memory_id"]: hit["content"] for hit in found["memories"]} == kept
+        shown = await call("Show_context", session_id=session)
+        assert [one["content"] for one in shown["messages"]] == ["one", "two", "three"]
+
+
+@BOTH_ERAS
+async def test_tools_are_listed_and_calls_say_why_they_fail_while_another_process_has_the_folder(
+    place: Any, tools_of: Any, mode: str
+) -> None:
+    async with place.stdio() as first:
+        await tools_of(first)("Add_memory", content="Held by the first.")
+        async with place.stdio(mode=mode) as second:
+            assert {tool.name for tool in (await second.list_tools()).tools} == EIGHT
+            said = await tools_of(second).error("Add_memory", content="From the second.")
+            assert str(place.data) in said
+            assert f"process id {place.holder()}" in said
+            assert "--data-dir" in said
+        found = await tools_of(first)("Retrieve_memory", query="held by the first")
+        assert [hit["content"] for hit in found["memories"]] == ["Held by the first."]
+
+
+async def test_a_server_that_was_locked_out_works_once_the_folder_is_free(place: Any, tools_of: Any) -> None:
+    first = place.serve_http().ready()
+    async with place.stdio() as second:
+        call = tools_of(second)
+        assert f"process id {first.process.pid}" in await call.error("Add_memory", content="Too early.")
+        assert first.process.end() == 0
+        assert (await call("Add_memory", content="Now it is free."))["duplicate"] is False
+
+
+def test_stdout_carries_the_protocol_alone_however_much_is_logged(place: Any) -> None:
+    process = place.start(
+        "serve", env={"AGEMEM_LOG_LEVEL": "debug"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    client = {"name": "raw", "version": "1"}
+    start = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
+    add = {"name": "Add_memory", "arguments": {"content": "Grüße 🌍\nzweite Zeile"}}
+    sent = [
+        {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": start},
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        {"jsonrpc": "2.0", "id": 2, "method": "tools/list"},
+        {"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": add},
+        {"jsonrpc": "2.0", "id": 4, "method": "tools/call", "params": {"name": "No_tool", "arguments": {}}},
+    ]
+    answers: dict[int, Any] = {}
+    for message in sent:
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
+    while len(answers) < 4:
+        line = process.stdout.readline()
+        assert line, process.log
+        answer = json.loads(line)
+        assert answer["jsonrpc"] == "2.0"
+        if "id" in answer:
+            answers[answer["id"]] = answer["result"]
+    assert answers[3]["structuredContent"]["content"] == "Grüße 🌍\nzweite Zeile"
+    assert answers[4]["isError"] is True
+    process.stdin.close()
+    assert process.stdout.read() == b""
+    assert process.wait() == 0
+
+
+def test_sigterm_ends_the_server_cleanly_and_frees_the_folder(place: Any, wait_until: Any) -> None:
+    process = place.start("serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    listing = {"jsonrpc": "2.0", "id": 1, "method": "initialize"}
+    listing["params"] = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
+    for message in (
+        listing,
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "Add_memory", "arguments": {"content": "x y"}}},
+    ):
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+    process.stdin.flush()
+    wait_until(lambda: b'"id":2' in process.stdout.readline().replace(b" ", b""), "the memory was stored")
+    assert process.end(signal.SIGTERM) == 0
+    assert not (place.data / "lock.pid").exists()
+    assert [one["content"] for one in place.run("memories", "list", "--json").json()] == ["x y"]
