@@ -284,6 +284,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture(scope="module")
+def new_place(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[], Place]]:
+    """Makes places for servers that need no files; all of them end with the module."""
+    places: list[Place] = []
+
+    def make() -> Place:
+        places.append(Place(tmp_path_factory.mktemp("place"), dict(LEXICAL)))
+        return places[-1]
+
+    yield make
+    for place in places:
+        place.dispose()
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Generator[Place]:
     """A place for a server that needs no files."""

@@ -14,7 +14,7 @@ from sqlalchemy import URL, MetaData, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from agemem_mcp.errors import AgeMemError, ConfigurationError, StoreError
+from agemem_mcp.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
@@ -130,6 +130,9 @@ async def prepare_schema(
             )
             raise ConfigurationError(msg)
         if tables and found < version:
+            if found not in migrations:
+                msg = f"{path} was not made by agemem-mcp. It was left as it is: move it, or choose another --data-dir."
+                raise ConfigurationError(msg)
             backup = await _back_up(engine, path, found)
             log.info("migrating", database=str(path), schema=found, to=version, backup=str(backup))
         async with engine.begin() as connection:
@@ -188,12 +191,12 @@ class GroupCommitter:
     async def _drain(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            outcomes: list[tuple[asyncio.Future[Any], Any, AgeMemError | None]] = []
+            outcomes: list[tuple[asyncio.Future[Any], Any, Exception | None]] = []
             try:
                 with translated(self._path):
                     async with self._engine.begin() as connection:
                         for work, future in batch:
-                            outcomes.append((future, *await _attempt(connection, work)))
+                            outcomes.append((future, *await self._attempt(connection, work)))
             except StoreError as error:
                 outcomes = [(future, None, error) for _, future in batch]
             except BaseException:
@@ -210,15 +213,19 @@ class GroupCommitter:
                     # A cancelled caller never looks at it; that is no fault to report.
                     future.exception()
 
-
-async def _attempt(
-    connection: AsyncConnection, work: Callable[[AsyncConnection], Awaitable[Any]]
-) -> tuple[Any, AgeMemError | None]:
-    savepoint = await connection.begin_nested()
-    try:
-        result = await work(connection)
-    except AgeMemError as error:
-        await savepoint.rollback()
-        return None, error
-    await savepoint.commit()
-    return result, None
+    async def _attempt(
+        self, connection: AsyncConnection, work: Callable[[AsyncConnection], Awaitable[Any]]
+    ) -> tuple[Any, Exception | None]:
+        savepoint = await connection.begin_nested()
+        try:
+            with translated(self._path):
+                result = await work(connection)
+        except Exception as error:  # noqa: BLE001  whatever it is, it is the caller's to hear of, and nobody else's
+            try:
+                await savepoint.rollback()
+            except SQLAlchemyError:
+                # SQLite gave the whole transaction up (a full disk): then nobody's work was done.
+                raise error from None
+            return None, error
+        await savepoint.commit()
+        return result, None
