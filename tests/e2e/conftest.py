@@ -67,12 +67,11 @@ class Finished:
         return json.loads(self.out)
 
     def error(self) -> str:
-        """The one line an expected error is reported in."""
+        """The text of an expected error."""
         assert self.status == 1, (self.status, self.out, self.err)
         assert "Traceback" not in self.err
-        last = self.err.strip().splitlines()[-1]
-        assert last.startswith("Error: "), self.err
-        return last.removeprefix("Error: ")
+        assert self.err.count("Error: ") == 1, self.err
+        return self.err.split("Error: ")[1].strip()
 
 
 class Process:
@@ -264,7 +263,7 @@ def text_of(result: CallToolResult) -> str:
     return "\n".join(getattr(part, "text", "") for part in result.content)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tools_of() -> Callable[[Client], Tools]:
     """Makes a caller of tools from a client."""
     return Tools

@@ -120,9 +120,10 @@ class SqliteLedger:
         """Finish waiting commits and release the connections."""
         if self._committer is not None:
             await self._committer.close()
+        # The writer last: only it can fold the write-ahead log into the file, which is then whole by itself.
+        await self._reader.dispose()
         if self._writer is not None:
             await self._writer.dispose()
-        await self._reader.dispose()
 
     async def ledger_id(self) -> str:
         """A random id made with the ledger; an index remembers whose entries it holds."""

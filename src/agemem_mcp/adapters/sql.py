@@ -195,9 +195,14 @@ class GroupCommitter:
             try:
                 with translated(self._path):
                     async with self._engine.begin() as connection:
-                        for work, future in batch:
-                            outcomes.append((future, *await self._attempt(connection, work)))
-            except StoreError as error:
+                        if len(batch) == 1:
+                            # Alone it needs no savepoint: its error undoes the whole transaction, which is its own.
+                            work, future = batch[0]
+                            outcomes.append((future, await work(connection), None))
+                        else:
+                            for work, future in batch:
+                                outcomes.append((future, *await self._attempt(connection, work)))
+            except Exception as error:  # noqa: BLE001  as in _attempt
                 outcomes = [(future, None, error) for _, future in batch]
             except BaseException:
                 for _, future in batch:

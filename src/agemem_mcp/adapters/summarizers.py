@@ -60,7 +60,7 @@ class EndpointSummarizer:
         except httpx.HTTPStatusError as error:
             msg = f"The summary endpoint answered {error.response.status_code}. Check AGEMEM_SUMMARY__URL and its key."
             raise ProviderError(msg) from error
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError) as error:
             msg = f"The summary endpoint gave no usable answer ({type(error).__name__}). Check AGEMEM_SUMMARY__URL."
             raise ProviderError(msg) from error
         if not isinstance(text, str):
@@ -114,7 +114,20 @@ class ExtractiveSummarizer:
             chosen.add(best)
             spent += cost
             told.update(bags[best])
+        if not chosen:
+            return self._cut(max(sentences, key=len, default=""), max_tokens)
         return " ".join(sentences[number] for number in sorted(chosen))
+
+    def _cut(self, text: str, max_tokens: int) -> str:
+        """As much of the beginning as fits: for text in which no sentence is short enough, such as JSON."""
+        fits, beyond = 0, len(text) + 1
+        while fits + 1 < beyond:
+            middle = (fits + beyond) // 2
+            if self._tokens.count(f"{text[:middle]}…") <= max_tokens:
+                fits = middle
+            else:
+                beyond = middle
+        return f"{text[:fits]}…" if fits else ""
 
 
 _MOST_SENTENCES = 400

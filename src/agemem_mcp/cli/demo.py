@@ -6,14 +6,14 @@ import asyncio
 import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from agemem_mcp.app import service_gate
 from agemem_mcp.cli.output import Json, print_json, start_logging
 from agemem_mcp.domain.memory import Scope
-from agemem_mcp.errors import StoreError
+from agemem_mcp.errors import AgeMemError, ProviderError, StoreError
 from agemem_mcp.settings import load_settings
 
 if TYPE_CHECKING:
@@ -36,9 +36,25 @@ def demo(
     """Show what the six tools do, on a small story in a namespace of its own."""
     settings = load_settings()
     start_logging(settings.log_level)
-    steps = asyncio.run(_story(settings, url, quiet=json))
+    try:
+        steps = asyncio.run(_story(settings, url, quiet=json))
+    except BaseExceptionGroup as group:
+        # The client's task groups wrap whatever happens within them.
+        raise _cause(group, url) from group
     if json:
         print_json(steps)
+
+
+def _cause(error: BaseException, url: str | None) -> BaseException:
+    """What lies within the groups; where a server could not be used, an error that says so."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    if url is None or isinstance(error, AgeMemError) or not isinstance(error, Exception):
+        return error
+    return ProviderError(
+        f"No memory server could be used at {url} ({error}). Check that `agemem-mcp serve --transport http` runs "
+        f"there, that the URL ends in /mcp, and that AGEMEM_TOKEN is set if that server wants a token."
+    )
 
 
 async def _story(settings: Settings, url: str | None, *, quiet: bool) -> list[dict[str, Any]]:

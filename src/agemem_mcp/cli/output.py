@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import sys
@@ -67,7 +68,14 @@ def console(*, stderr: bool = False) -> Console:
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work."""
+    resume_garbage_collection()
     return asyncio.run(work)
+
+
+def resume_garbage_collection() -> None:
+    """End the pause that `_entry` began; what was imported by now is never looked at again."""
+    gc.freeze()
+    gc.enable()
 
 
 def shown_limit(limit: int | None, *, as_json: bool) -> int | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agemem_mcp.app import service_gate
-from agemem_mcp.cli.output import DataDir, Namespace, start_logging
+from agemem_mcp.cli.output import DataDir, Namespace, resume_garbage_collection, run_async, start_logging
 from agemem_mcp.domain.memory import Scope
 from agemem_mcp.settings import load_settings
 
@@ -60,9 +59,7 @@ def serve(
     if transport is Transport.STDIO:
         from agemem_mcp.server.stdio import serve_stdio  # noqa: PLC0415  HTTP does not need it
 
-        asyncio.run(
-            serve_stdio(service_gate(settings), scope=Scope(namespace=settings.namespace), tools=settings.tools)
-        )
+        run_async(serve_stdio(service_gate(settings), scope=Scope(namespace=settings.namespace), tools=settings.tools))
     else:
         _serve_http(settings, insecure=insecure)
 
@@ -79,6 +76,7 @@ def _serve_http(settings: Settings, *, insecure: bool) -> None:
         allowed_hosts=tuple(settings.allowed_hosts),
         insecure=insecure,
     )
+    resume_garbage_collection()
     application = build_app(options, service_gate(settings))
     run(application, options, announce=lambda url: typer.echo(_how_to_register(url, settings), err=True))
 

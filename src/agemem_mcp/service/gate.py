@@ -59,7 +59,12 @@ class ServiceGate:
     @property
     def ready(self) -> bool:
         """Whether the service is open."""
-        return self._opening is not None and self._opening.done() and self._opening.exception() is None
+        return (
+            self._opening is not None
+            and self._opening.done()
+            and self._opening.exception() is None
+            and not self._closing.is_set()
+        )
 
     @property
     def failed(self) -> bool:
@@ -88,7 +93,7 @@ class ServiceGate:
         """
         self.start()
         opening = self._opening
-        if opening is None:
+        if opening is None or self._closing.is_set():
             msg = "The server is shutting down."
             raise ConfigurationError(msg)
         while not opening.done():

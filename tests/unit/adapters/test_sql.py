@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 NOTES = MetaData()
 Table("notes", NOTES, Column("id", Integer, primary_key=True), Column("text", String, nullable=False))
+
+
+@pytest.fixture(autouse=True)
+async def threads_end() -> AsyncGenerator[None]:
+    """Wait for the driver's threads: one whose file could not be opened outlives its connection by a moment."""
+    yield
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join)
 
 
 @pytest.fixture
