@@ -111,11 +111,7 @@ async def open_service(
                 tokens=tokens,
                 clock=clock,
                 ids=ids,
-                rules=SessionRules(
-                    budget_tokens=settings.context.budget_tokens,
-                    life=settings.context.session_life,
-                    unnamed_life=settings.context.unnamed_life,
-                ),
+                rules=SessionRules(budget_tokens=settings.context.budget_tokens, lives=settings.context.lives),
             ),
             embedder=embedder,
             summarizers=SummarizerChain(summarizers),

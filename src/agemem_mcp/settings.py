@@ -12,6 +12,7 @@ import platformdirs
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from agemem_mcp.domain.context import SessionLives
 from agemem_mcp.domain.memory import check_namespace
 from agemem_mcp.domain.modes import FilterMode
 from agemem_mcp.errors import ConfigurationError, InvalidOperation
@@ -34,14 +35,9 @@ class ContextSettings(BaseModel):
     tokenizer: str = Field(default="o200k_base", description="`o200k_base`, or the path of a tokenizer.json.")
 
     @property
-    def session_life(self) -> timedelta:
-        """How long a session lives without use."""
-        return timedelta(days=self.session_days)
-
-    @property
-    def unnamed_life(self) -> timedelta:
-        """How long a session lives that was never named again."""
-        return timedelta(hours=self.unnamed_session_hours)
+    def lives(self) -> SessionLives:
+        """After what time sessions expire."""
+        return SessionLives(timedelta(days=self.session_days), timedelta(hours=self.unnamed_session_hours))
 
 
 class FilterSettings(BaseModel):

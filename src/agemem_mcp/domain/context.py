@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,24 @@ class Session:
     named: bool
     """Whether a caller has ever passed the handle back; one that never was expires sooner."""
     expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLives:
+    """After what time sessions expire."""
+
+    used: timedelta = timedelta(days=30)
+    """Since its last use, a session whose handle was passed back at least once."""
+    unnamed: timedelta = timedelta(hours=1)
+    """Since it was opened, a session whose handle never was."""
+
+
+def in_words(life: timedelta) -> str:
+    """A span of time as people say it."""
+    hours = life / timedelta(hours=1)
+    if hours >= 48:  # noqa: PLR2004  two days
+        return f"{hours / 24:g} days"
+    return "1 hour" if hours == 1 else f"{hours:g} hours"
 
 
 @dataclass(frozen=True, slots=True)

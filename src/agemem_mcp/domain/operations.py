@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from agemem_mcp.domain import arguments
+from agemem_mcp.domain.context import SessionLives, in_words
 from agemem_mcp.domain.results import (
     AddResult,
     AppendResult,
@@ -38,13 +39,19 @@ class Operation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     description: ClassVar[str]
-    """What a model is told."""
+    """What a model is told; `describe` fills in what depends on settings."""
     title: ClassVar[str]
     """What a person is shown."""
     read_only: ClassVar[bool] = False
     destructive: ClassVar[bool] = False
     """Whether it changes or removes what was there (all of it can be restored)."""
     idempotent: ClassVar[bool] = False
+
+    @classmethod
+    def describe(cls, lives: SessionLives) -> str:
+        """The description for a server whose sessions expire after these times."""
+        text = cls.description.replace("{used}", in_words(lives.used))
+        return text.replace("{unnamed}", in_words(lives.unnamed))
 
 
 class AddMemory(Operation):
@@ -112,7 +119,7 @@ class RetrieveMemory(Operation):
     description = (
         "Search long-term memory by meaning and words. The hits are returned and enter the session's context as one "
         "message. Without session_id a new session is opened and its id returned. Pass that id on: a session never "
-        "named again expires after 1 hour, any other after 30 days without use."
+        "named again expires after {unnamed}, any other after {used} without use."
     )
 
     query: Annotated[str, arguments.text("query"), Field(description="What to look for, in plain words.")]
@@ -187,7 +194,8 @@ class AppendContext(Operation):
     name: Literal["Append_context"] = "Append_context"
     title = "Append to context"
     description = (
-        "Append messages to the session's context. Without session_id a new session is opened and its id returned."
+        "Append messages to the session's context. Without session_id a new session is opened and its id returned; "
+        "it expires after {unnamed}, or once named again after {used} without use."
     )
 
     messages: Annotated[list[NewMessage], BeforeValidator(arguments.message_list), Field(min_length=1, max_length=1000)]

@@ -6,7 +6,7 @@ import hmac
 import os
 import socket
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -17,7 +17,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from agemem_mcp._version import __version__
 from agemem_mcp.domain.memory import Scope, check_namespace
 from agemem_mcp.errors import ConfigurationError
-from agemem_mcp.server.tools import MemoryServer
+from agemem_mcp.server.tools import MemoryServer, ToolOffer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -40,7 +40,7 @@ class HttpOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     namespace: str = "default"
-    tools: str = "all"
+    offer: ToolOffer = field(default_factory=ToolOffer)
     token: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     insecure: bool = False
@@ -72,7 +72,7 @@ def build_app(options: HttpOptions, gate: ServiceGate) -> FastAPI:
         named = None if request is None else request.headers.get(NAMESPACE_HEADER)
         return Scope(namespace=options.namespace if named is None else check_namespace(named))
 
-    server = MemoryServer(gate, scope_of=scope_of, tools=options.tools)
+    server = MemoryServer(gate, scope_of=scope_of, offer=options.offer)
     inner = server.mcp.streamable_http_app(
         streamable_http_path="/mcp",
         transport_security=transport_security(options),

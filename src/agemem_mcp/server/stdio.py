@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from agemem_mcp.domain.memory import Scope
+    from agemem_mcp.server.tools import ToolOffer
     from agemem_mcp.service.gate import ServiceGate
 
 
-async def serve_stdio(gate: ServiceGate, *, scope: Scope, tools: str) -> None:
+async def serve_stdio(gate: ServiceGate, *, scope: Scope, offer: ToolOffer) -> None:
     """Serve until stdin ends or a signal comes; operations that have begun are finished first."""
-    server = MemoryServer(gate, scope_of=lambda _: scope, tools=tools)
+    server = MemoryServer(gate, scope_of=lambda _: scope, offer=offer)
 
     async def shut_down() -> None:
         await server.drain()

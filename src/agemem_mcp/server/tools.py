@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import mcp_types as types
@@ -10,6 +11,7 @@ import structlog
 from mcp.server.lowlevel.server import Server
 
 from agemem_mcp._version import __version__
+from agemem_mcp.domain.context import SessionLives
 from agemem_mcp.domain.memory import Actor, Scope
 from agemem_mcp.domain.operations import (
     HELPERS,
@@ -49,22 +51,33 @@ INSTRUCTIONS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ToolOffer:
+    """Which tools a server offers."""
+
+    tools: str = "all"
+    """``six`` or ``all``."""
+    lives: SessionLives = field(default_factory=SessionLives)
+    """After what time sessions expire: the descriptions say it."""
+
+
 class MemoryServer:
     """The MCP server over a service that may still be opening."""
 
-    def __init__(self, gate: ServiceGate, *, scope_of: Callable[[Any], Scope], tools: str = "all") -> None:
+    def __init__(self, gate: ServiceGate, *, scope_of: Callable[[Any], Scope], offer: ToolOffer | None = None) -> None:
         """Set the server up.
 
         Args:
             gate: where the service comes from.
             scope_of: the caller's scope, from the transport's own request object (None over stdio).
-            tools: ``six`` or ``all``.
+            offer: which tools, and what they say of themselves.
         """
+        offer = offer or ToolOffer()
         self._gate = gate
         self._scope_of = scope_of
-        self._operations = SIX if tools == "six" else (*SIX, *HELPERS)
-        self._names = {tool_name(operation) for operation in self._operations}
-        self._listing = types.ListToolsResult(tools=[_tool(operation) for operation in self._operations])
+        operations = SIX if offer.tools == "six" else (*SIX, *HELPERS)
+        self._names = {tool_name(operation) for operation in operations}
+        self._listing = types.ListToolsResult(tools=[_tool(operation, offer.lives) for operation in operations])
         self._running: set[asyncio.Task[OperationResult]] = set()
         self.mcp: Server[Any] = Server(
             "agemem-mcp",
@@ -123,12 +136,12 @@ class MemoryServer:
             task.exception()  # looked at here, in case the caller is gone
 
 
-def _tool(operation: type[Operation]) -> types.Tool:
+def _tool(operation: type[Operation], lives: SessionLives) -> types.Tool:
     name = tool_name(operation)
     return types.Tool(
         name=name,
         title=operation.title,
-        description=operation.description,
+        description=operation.describe(lives),
         input_schema=input_schema(operation),
         output_schema=output_schema(RESULT_TYPES[name]),
         annotations=types.ToolAnnotations(

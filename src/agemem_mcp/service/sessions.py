@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from agemem_mcp.domain.context import WARNING_SHARE, ContextWindow, Session
+from agemem_mcp.domain.context import WARNING_SHARE, ContextWindow, Session, SessionLives, in_words
 from agemem_mcp.domain.results import ContextInfo
 from agemem_mcp.domain.text import preview
 from agemem_mcp.errors import NotFound
@@ -25,10 +24,7 @@ class SessionRules:
     """The numbers sessions live by."""
 
     budget_tokens: int
-    life: timedelta
-    """Without use."""
-    unnamed_life: timedelta
-    """Of a session whose handle was never passed back."""
+    lives: SessionLives
 
 
 class Sessions:
@@ -55,7 +51,7 @@ class Sessions:
             created_at=now,
             used_at=now,
             named=False,
-            expires_at=now + self._rules.unnamed_life,
+            expires_at=now + self._rules.lives.unnamed,
         )
         await store.put_session(session)
         return session_id
@@ -69,13 +65,14 @@ class Sessions:
         now = self._clock.now()
         session = await store.session(scope, session_id)
         if session is None or session.expires_at <= now:
+            lives = self._rules.lives
             msg = (
-                f"There is no session {preview(session_id, 60)!r}, or it has expired (after "
-                f"{_in_words(self._rules.life)} without use, {_in_words(self._rules.unnamed_life)} if it was never "
-                f"named). Call Retrieve_memory or Append_context without session_id for a new one."
+                f"There is no session {preview(session_id, 60)!r}, or it has expired (after {in_words(lives.used)} "
+                f"without use, {in_words(lives.unnamed)} if it was never named). Call Retrieve_memory or "
+                f"Append_context without session_id for a new one."
             )
             raise NotFound(msg)
-        await store.put_session(replace(session, used_at=now, named=True, expires_at=now + self._rules.life))
+        await store.put_session(replace(session, used_at=now, named=True, expires_at=now + self._rules.lives.used))
 
     async def window(self, store: SessionTransaction, session_id: str) -> ContextWindow:
         """The messages now in the context, all counted with one tokenizer."""
@@ -116,10 +113,3 @@ class Sessions:
             approximate=window.approximate,
             warning=warning,
         )
-
-
-def _in_words(life: timedelta) -> str:
-    hours = life / timedelta(hours=1)
-    if hours >= 48:  # noqa: PLR2004  two days
-        return f"{hours / 24:g} days"
-    return "1 hour" if hours == 1 else f"{hours:g} hours"
