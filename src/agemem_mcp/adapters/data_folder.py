@@ -73,6 +73,7 @@ class DataFolder:
             if missing:
                 # mkdir's mode is cut by the umask, and never applied to a folder that was there.
                 self.directory.chmod(PRIVATE)
+            self.index.mkdir(mode=PRIVATE, exist_ok=True)
             probe = self.directory / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()

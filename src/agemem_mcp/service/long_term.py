@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,7 @@ class LongTermMemory:
         async def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, MemoryRecord, int]:
             before = await self._live(ledger, scope, operation.memory_id)
             after = self._changed(before, content=operation.content, metadata=operation.metadata)
-            if after == before:
+            if after is before:
                 return before, before, 0
             event = await ledger.append(
                 MemoryEventKind.UPDATE,
@@ -227,7 +228,7 @@ class LongTermMemory:
             if head is None:
                 raise no_such_memory(memory_id)
             after = self._revived(head, chosen)
-            if after == head:
+            if after is head:
                 return head, 0
             event = await ledger.append(
                 MemoryEventKind.RESTORE,
@@ -248,7 +249,7 @@ class LongTermMemory:
         merged = self._changed(
             existing, content=existing.content, metadata=operation.metadata, memory_type=operation.memory_type
         )
-        if merged == existing:
+        if merged is existing:
             return existing, True, 0
         event = await ledger.append(
             MemoryEventKind.UPDATE,
@@ -271,11 +272,12 @@ class LongTermMemory:
             memory_type=memory_type if memory_type is not None else before.memory_type,
             expires_at=self._expiry(merged) if "expires_at" in metadata else before.expires_at,
         )
-        if after == before:
+        if _same(before, after):
             return before
         return replace(after, version=before.version + 1, updated_at=self._clock.now())
 
     def _revived(self, head: MemoryRecord, chosen: MemoryRecord) -> MemoryRecord:
+        """The next version with the state of ``chosen``, or ``head`` if nothing differs."""
         now = self._clock.now()
         metadata, expires_at = dict(chosen.metadata), chosen.expires_at
         if expires_at is not None and expires_at <= now:
@@ -290,7 +292,7 @@ class LongTermMemory:
             expires_at=expires_at,
             deleted=False,
         )
-        return head if after == head else replace(after, version=head.version + 1, updated_at=now)
+        return head if _same(head, after) else replace(after, version=head.version + 1, updated_at=now)
 
     def _expiry(self, metadata: Mapping[str, object]) -> datetime | None:
         wanted = metadata.get("expires_at")
@@ -348,6 +350,12 @@ class LongTermMemory:
             for memory_id in sorted(heads, key=lambda one: -scores[one])
             if scores[memory_id] >= _SIMILAR_WORDS or vector is not None
         ]
+
+
+def _same(one: MemoryRecord, other: MemoryRecord) -> bool:
+    """Whether nothing differs, also where Python sees no difference: between ``true`` and ``1``."""
+    spelled = (json.dumps(record.metadata, sort_keys=True) for record in (one, other))
+    return one == other and next(spelled) == next(spelled)
 
 
 def _shared_words(first: str, second: str) -> float:
