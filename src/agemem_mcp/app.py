@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from agemem_mcp.adapters.embedding import FastEmbedEmbedder
     from agemem_mcp.adapters.ledger import SqliteLedger
     from agemem_mcp.adapters.sessions import SqliteSessionStore
-    from agemem_mcp.domain.ports import Clock, IdSource, MemoryIndex
+    from agemem_mcp.domain.ports import Clock, IdSource, MemoryIndex, TokenCounter
     from agemem_mcp.service.archive import MemoryArchive, SessionArchive
     from agemem_mcp.service.memory_service import MemoryService
+    from agemem_mcp.service.summarising import SummarizerChain
     from agemem_mcp.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -62,7 +63,6 @@ async def open_service(
     from agemem_mcp.adapters.data_folder import DataFolder
     from agemem_mcp.adapters.ledger import SqliteLedger
     from agemem_mcp.adapters.sessions import SqliteSessionStore
-    from agemem_mcp.adapters.summarizers import EndpointSummarizer, ExtractiveSummarizer
     from agemem_mcp.adapters.system import RandomIds, SequentialIds, SystemClock
     from agemem_mcp.adapters.tokens import load_token_counter
     from agemem_mcp.service.indexing import Indexer
@@ -71,7 +71,6 @@ async def open_service(
     from agemem_mcp.service.relevance import DEFAULT_THETA
     from agemem_mcp.service.sessions import SessionRules, Sessions
     from agemem_mcp.service.short_term import ShortTermMemory
-    from agemem_mcp.service.summarising import SummarizerChain
 
     clock = clock or SystemClock()
     ids = ids or (SequentialIds if settings.ids == "sequential" else RandomIds)(settings.seed)
@@ -93,16 +92,6 @@ async def open_service(
         indexer = Indexer(ledger, index, embedder)
         await indexer.start()
         stack.push_async_callback(indexer.close)
-        summarizers: list[EndpointSummarizer | ExtractiveSummarizer] = [ExtractiveSummarizer(tokens)]
-        if settings.summary.url is not None and settings.summary.model is not None:
-            key = settings.summary.api_key
-            endpoint = EndpointSummarizer(
-                url=settings.summary.url,
-                model=settings.summary.model,
-                api_key=None if key is None else key.get_secret_value(),
-            )
-            stack.push_async_callback(endpoint.close)
-            summarizers.insert(0, endpoint)
         mode = FilterMode.LEXICAL if embedder is None else settings.filter.mode
         theta = settings.filter.theta
         short_term = ShortTermMemory(
@@ -114,7 +103,7 @@ async def open_service(
                 rules=SessionRules(budget_tokens=settings.context.budget_tokens, lives=settings.context.lives),
             ),
             embedder=embedder,
-            summarizers=SummarizerChain(summarizers),
+            summarizers=_summarizers(settings, tokens, stack),
             clock=clock,
             filter_mode=mode,
             filter_theta=DEFAULT_THETA[mode] if theta is None else theta,
@@ -195,6 +184,19 @@ def _embedder(settings: Settings, store: AssetStore) -> FastEmbedEmbedder | None
         model_name=settings.embedding,
         threads=settings.embedding_threads,
     )
+
+
+def _summarizers(settings: Settings, tokens: TokenCounter, stack: AsyncExitStack) -> SummarizerChain:
+    from agemem_mcp.adapters.summarizers import EndpointSummarizer, ExtractiveSummarizer
+    from agemem_mcp.service.summarising import SummarizerChain
+
+    extractive = ExtractiveSummarizer(tokens)
+    url, model, key = settings.summary.url, settings.summary.model, settings.summary.api_key
+    if url is None or model is None:
+        return SummarizerChain([extractive])
+    endpoint = EndpointSummarizer(url=url, model=model, api_key=None if key is None else key.get_secret_value())
+    stack.push_async_callback(endpoint.close)
+    return SummarizerChain([endpoint, extractive])
 
 
 async def _open_index(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PRIVATE = 0o700
+MIN_FREE_BYTES = 32 * 1024 * 1024
+"""Below this nothing is opened: the embedded index maps its files, and the system kills who writes into a mapped
+file when the disk is full. A new index takes 12 MB."""
 
 
 class FolderLock:
@@ -65,7 +69,7 @@ class DataFolder:
         """Make the folder if need be, readable by its owner alone.
 
         Raises:
-            ConfigurationError: it cannot be made or written.
+            ConfigurationError: it cannot be made or written, or its disk is full.
         """
         try:
             missing = not self.directory.exists()
@@ -77,12 +81,20 @@ class DataFolder:
             probe = self.directory / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()
+            free = shutil.disk_usage(self.directory).free
         except OSError as error:
             msg = (
                 f"The data folder {self.directory} cannot be used: {error.strerror or error}. Check its permissions "
                 f"and the free space, or choose another with --data-dir or AGEMEM_DATA_DIR."
             )
             raise ConfigurationError(msg) from error
+        if free < MIN_FREE_BYTES:
+            msg = (
+                f"The disk that holds the data folder {self.directory} is full: {free // 2**20} MB are free, and at least "
+                f"{MIN_FREE_BYTES // 2**20} are needed. Nothing was changed. Free some space, or choose another folder "
+                f"with --data-dir or AGEMEM_DATA_DIR."
+            )
+            raise ConfigurationError(msg)
 
     def holder(self) -> str | None:
         """The process id of whoever writes here now, as far as one can tell."""

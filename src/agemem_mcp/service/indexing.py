@@ -89,7 +89,7 @@ class Indexer:
         if self._flusher is not None:
             self._flusher.cancel()
             await asyncio.gather(self._flusher, return_exceptions=True)
-        await self._flush()
+        await self._try_flush()
 
     async def _apply(self, heads: list[MemoryRecord]) -> None:
         live = [head for head in heads if not head.deleted]
@@ -107,6 +107,9 @@ class Indexer:
 
     async def _flush_later(self) -> None:
         await asyncio.sleep(FLUSH_INTERVAL_S)
+        await self._try_flush()
+
+    async def _try_flush(self) -> None:
         try:
             await self._flush()
         except AgeMemError as error:

@@ -25,7 +25,7 @@ from agemem_mcp.service.indexing import Indexer, indexed_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from agemem_mcp.domain.memory import Metadata, Scope, VectorD
+    from agemem_mcp.domain.memory import MemoryEvent, Metadata, Scope, VectorD
     from agemem_mcp.domain.operations import AddMemory, DeleteMemory, UpdateMemory
     from agemem_mcp.domain.ports import Clock, Embedder, IdSource, Ledger, LedgerTransaction, MemoryIndex
 
@@ -100,9 +100,7 @@ class LongTermMemory:
                 updated_at=now,
                 expires_at=expires_at,
             )
-            event = await ledger.append(
-                MemoryEventKind.ADD, record, digest=fingerprint, actor=origin.actor, session_id=origin.session_id
-            )
+            event = await _append(ledger, MemoryEventKind.ADD, record, origin)
             return record, False, event.seq
 
         record, duplicate, seq = await self._ledger.write(work)
@@ -134,13 +132,7 @@ class LongTermMemory:
             after = self._changed(before, content=operation.content, metadata=operation.metadata)
             if after is before:
                 return before, before, 0
-            event = await ledger.append(
-                MemoryEventKind.UPDATE,
-                after,
-                digest=digest(after.content),
-                actor=origin.actor,
-                session_id=origin.session_id,
-            )
+            event = await _append(ledger, MemoryEventKind.UPDATE, after, origin)
             return before, after, event.seq
 
         before, after, seq = await self._ledger.write(work)
@@ -166,13 +158,7 @@ class LongTermMemory:
         async def work(ledger: LedgerTransaction) -> int:
             before = await self._live(ledger, scope, operation.memory_id)
             after = replace(before, version=before.version + 1, updated_at=self._clock.now(), deleted=True)
-            event = await ledger.append(
-                MemoryEventKind.DELETE,
-                after,
-                digest=digest(after.content),
-                actor=origin.actor,
-                session_id=origin.session_id,
-            )
+            event = await _append(ledger, MemoryEventKind.DELETE, after, origin)
             return event.seq
 
         await self._indexer.try_catch_up(await self._ledger.write(work))
@@ -230,13 +216,7 @@ class LongTermMemory:
             after = self._revived(head, chosen)
             if after is head:
                 return head, 0
-            event = await ledger.append(
-                MemoryEventKind.RESTORE,
-                after,
-                digest=digest(after.content),
-                actor=origin.actor,
-                session_id=origin.session_id,
-            )
+            event = await _append(ledger, MemoryEventKind.RESTORE, after, origin)
             return after, event.seq
 
         record, seq = await self._ledger.write(work)
@@ -251,13 +231,7 @@ class LongTermMemory:
         )
         if merged is existing:
             return existing, True, 0
-        event = await ledger.append(
-            MemoryEventKind.UPDATE,
-            merged,
-            digest=digest(merged.content),
-            actor=origin.actor,
-            session_id=origin.session_id,
-        )
+        event = await _append(ledger, MemoryEventKind.UPDATE, merged, origin)
         return merged, True, event.seq
 
     def _changed(
@@ -356,6 +330,14 @@ def _same(one: MemoryRecord, other: MemoryRecord) -> bool:
     """Whether nothing differs, also where Python sees no difference: between ``true`` and ``1``."""
     spelled = (json.dumps(record.metadata, sort_keys=True) for record in (one, other))
     return one == other and next(spelled) == next(spelled)
+
+
+async def _append(
+    ledger: LedgerTransaction, kind: MemoryEventKind, record: MemoryRecord, origin: Origin
+) -> MemoryEvent:
+    return await ledger.append(
+        kind, record, digest=digest(record.content), actor=origin.actor, session_id=origin.session_id
+    )
 
 
 def _shared_words(first: str, second: str) -> float:
