@@ -92,6 +92,7 @@ async def open_service(
         indexer = Indexer(ledger, index, embedder)
         await indexer.start()
         stack.push_async_callback(indexer.close)
+        await indexer.replay(lambda reached, end: on_progress(Progress("bringing the index up to date", reached, end)))
         mode = FilterMode.LEXICAL if embedder is None else settings.filter.mode
         theta = settings.filter.theta
         short_term = ShortTermMemory(

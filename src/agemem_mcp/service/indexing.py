@@ -16,6 +16,8 @@ from agemem_mcp.domain.memory import IndexEntry, MemoryRecord
 from agemem_mcp.errors import AgeMemError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agemem_mcp.domain.ports import Embedder, Ledger, MemoryIndex
 
 log = structlog.get_logger(__name__)
@@ -83,6 +85,20 @@ class Indexer:
             await self.catch_up(seq)
         except AgeMemError as error:
             log.warning("index is behind the ledger", reached=self._reached, error=str(error))
+
+    async def replay(self, report: Callable[[int, int], None]) -> None:
+        """Apply what the last flush did not cover; ``report`` hears of the position reached and the ledger's end.
+
+        A failure is only logged: the next change or search takes it up again.
+        """
+        end = await self._ledger.last_seq()
+        while self._reached < end:
+            before = self._reached
+            report(before, end)
+            # By steps, so that those who wait see it move.
+            await self.try_catch_up(min(end, before + _BATCH))
+            if self._reached == before:
+                return
 
     async def close(self) -> None:
         """Flush what was applied."""

@@ -32,10 +32,7 @@ if TYPE_CHECKING:
 
 SCOPE = Scope()
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-TALK = [
-    ("user", "Are we planning an interdisciplinary trip?"),
-    ("assistant", "Yes, antidisestablishmentarianism 12345."),
-]
+TALK = [("user", "qzxvjkwqq xzzkkvj pqjxwzzq"), ("assistant", "zzzxqj 9x8y7z jqqkv")]
 
 
 class Context:
