@@ -28,9 +28,11 @@ class ContextSettings(BaseModel):
     """Short-term context."""
 
     budget_tokens: int = Field(default=8192, ge=64, description="Tokens a session's context should stay below.")
-    session_days: float = Field(default=30, gt=0, description="Days without use after which a session expires.")
+    session_days: float = Field(
+        default=30, gt=0, le=36_500, description="Days without use after which a session expires."
+    )
     unnamed_session_hours: float = Field(
-        default=1, gt=0, description="Hours after which a session expires whose id was never passed back."
+        default=1, gt=0, le=876_000, description="Hours after which a session expires whose id was never passed back."
     )
     tokenizer: str = Field(default="o200k_base", description="`o200k_base`, or the path of a tokenizer.json.")
 
@@ -158,7 +160,8 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401  any setting's 
     try:
         check_namespace(settings.namespace)
     except InvalidOperation as error:
-        raise ConfigurationError(str(error)) from error
+        msg = f"Settings: {PREFIX}NAMESPACE: {error}"
+        raise ConfigurationError(msg) from error
     return settings
 
 

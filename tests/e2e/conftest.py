@@ -12,7 +12,6 @@ import sys
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import httpx2
@@ -23,6 +22,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+    from pathlib import Path
 
     from mcp_types import CallToolResult
 
@@ -164,7 +164,9 @@ class Place:
         )
         return Finished(done.returncode, done.stdout, done.stderr)
 
-    def start(self, *arguments: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None, **options: Any) -> Process:
+    def start(
+        self, *arguments: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None, **options: Any
+    ) -> Process:
         """Start `agemem-mcp` with these arguments."""
         process = Process(
             [*prefix, sys.executable, "-m", "agemem_mcp", *arguments],

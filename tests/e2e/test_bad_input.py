@@ -100,7 +100,9 @@ async def test_metadata_nested_without_end_is_refused(server: Any, tools_of: Any
         nested = {"deeper": nested}
     async with server.client(X_Agemem_Namespace="nested") as client:
         for given in (nested, json.dumps(nested)):
-            assert "nested more than 12 levels" in await tools_of(client).error("Add_memory", content="x", metadata=given)
+            assert "nested more than 12 levels" in await tools_of(client).error(
+                "Add_memory", content="x", metadata=given
+            )
 
 
 async def test_a_foreign_id_is_refused_in_the_words_of_an_unknown_one(server: Any, tools_of: Any) -> None:
@@ -184,7 +186,7 @@ async def test_a_disk_with_no_room_for_an_index_is_told_before_anything_is_made(
                 said = await tools_of(client).error("Add_memory", content="x")
                 assert f"The disk that holds the data folder {place.data} is full" in said
                 assert "Free some space" in said
-        assert {path.name for path in place.data.iterdir()} == set()
+        assert [path for path in place.data.rglob("*") if path.is_file()] == []
 
 
 async def test_a_full_disk_is_told_and_nothing_acknowledged_is_lost(place: Any, tools_of: Any) -> None:

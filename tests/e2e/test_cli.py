@@ -6,12 +6,14 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agemem_mcp._version import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MEMORY_FIELDS = {
     "memory_id",
@@ -41,12 +43,18 @@ async def _tell(place: Any, tools_of: Any) -> dict[str, str]:
     async with place.stdio() as client:
         call = tools_of(client)
         ids: dict[str, str] = {}
-        for name, content in (("key", "The key is in the drawer."), ("cat", "The cat is called Miso."), ("old", "Gone.")):
+        for name, content in (
+            ("key", "The key is in the drawer."),
+            ("cat", "The cat is called Miso."),
+            ("old", "Gone."),
+        ):
             added = await call("Add_memory", content=content, memory_type="fact", metadata={"about": name})
             ids[name] = added["memory_id"]
         await call("Update_memory", memory_id=ids["key"], content="The key hangs by the door.")
         await call("Delete_memory", memory_id=ids["old"], confirmation=True)
-        opened = await call("Append_context", messages=["How is a coffee machine descaled?", "When does the train leave?"])
+        opened = await call(
+            "Append_context", messages=["How is a coffee machine descaled?", "When does the train leave?"]
+        )
         ids["session"] = opened["session_id"]
         await call("Filter_context", criteria="coffee machine", session_id=ids["session"])
         return ids
@@ -245,9 +253,10 @@ def test_files_are_pulled_from_a_folder(place: Any, assets_dir: Path) -> None:
     pulled = place.run("assets", "pull", "--from", str(assets_dir), "--json").json()
     assert {one["what"]: one["state"] for one in pulled} == {"all-MiniLM-L6-v2": "installed", "o200k_base": "installed"}
     assert all(set(one) == {"what", "state", "from", "error"} for one in pulled)
-    findings = {one["what"]: one for one in place.run(
-        "doctor", "--deep", "--json", AGEMEM_EMBEDDING="", AGEMEM_CONTEXT__TOKENIZER=""
-    ).json()}
+    findings = {
+        one["what"]: one
+        for one in place.run("doctor", "--deep", "--json", AGEMEM_EMBEDDING="", AGEMEM_CONTEXT__TOKENIZER="").json()
+    }
     assert findings["files"]["state"] == "ok"
 
 
@@ -260,10 +269,18 @@ def test_pulling_from_a_folder_without_the_files_says_so(place: Any) -> None:
 def test_the_version_is_told_without_loading_the_program(place: Any) -> None:
     entry = "import sys; from agemem_mcp._entry import main; sys.argv = ['agemem-mcp', '--version']; main()"
     before = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", "pass"], env=place.environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-c", "pass"],
+        env=place.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     after = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", entry], env=place.environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-c", entry],
+        env=place.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert after.stdout.strip() == f"agemem-mcp {__version__}"
     loaded = _imported(after.stderr) - _imported(before.stderr)

@@ -44,11 +44,15 @@ async def test_all_eight_tools_carry_a_story_through(server: Any, tools_of: Any,
     async with server.client(mode=mode, X_Agemem_Namespace=f"story-{mode}") as client:
         call = tools_of(client)
         assert {tool.name for tool in (await client.list_tools()).tools} == EIGHT
-        plan = await call("Add_memory", content="The team meets on Monday.", memory_type="fact", metadata={"team": "red"})
+        plan = await call(
+            "Add_memory", content="The team meets on Monday.", memory_type="fact", metadata={"team": "red"}
+        )
         other = await call("Add_memory", content="The printer is on floor two.")
         updated = await call("Update_memory", memory_id=plan["memory_id"], content="The team meets on Tuesday.")
         assert updated["version"] == 2
-        found = await call("Retrieve_memory", query="When does the team meet?", metadata_filter={"team": ["red", "blue"]})
+        found = await call(
+            "Retrieve_memory", query="When does the team meet?", metadata_filter={"team": ["red", "blue"]}
+        )
         assert [hit["content"] for hit in found["memories"]] == ["The team meets on Tuesday."]
         session = found["session_id"]
         await call(
@@ -178,7 +182,10 @@ async def test_what_was_acknowledged_survives_sigterm_and_kill(place: Any, tools
         call = tools_of(client)
         found = await call("Retrieve_memory", query="acknowledged", top_k=100)
         assert {hit["memory_id"] for hit in found["memories"]} == {one["memory_id"] for one in made}
-        assert [one["content"] for one in (await call("Show_context", session_id=session))["messages"]] == ["first", "second"]
+        assert [one["content"] for one in (await call("Show_context", session_id=session))["messages"]] == [
+            "first",
+            "second",
+        ]
 
 
 async def test_a_server_whose_folder_is_held_is_alive_but_not_ready(place: Any, tools_of: Any, wait_until: Any) -> None:

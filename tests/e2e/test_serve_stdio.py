@@ -138,9 +138,7 @@ async def test_a_server_that_was_locked_out_works_once_the_folder_is_free(place:
 
 
 def test_stdout_carries_the_protocol_alone_however_much_is_logged(place: Any) -> None:
-    process = place.start(
-        "serve", env={"AGEMEM_LOG_LEVEL": "debug"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    process = place.start("serve", env={"AGEMEM_LOG_LEVEL": "debug"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     client = {"name": "raw", "version": "1"}
     start = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
     add = {"name": "Add_memory", "arguments": {"content": "Grüße 🌍\nzweite Zeile"}}
@@ -171,12 +169,21 @@ def test_stdout_carries_the_protocol_alone_however_much_is_logged(place: Any) ->
 
 def test_sigterm_ends_the_server_cleanly_and_frees_the_folder(place: Any, wait_until: Any) -> None:
     process = place.start("serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    listing = {"jsonrpc": "2.0", "id": 1, "method": "initialize"}
-    listing["params"] = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
+    listing: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "initialize"}
+    listing["params"] = {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "c", "version": "1"},
+    }
     for message in (
         listing,
         {"jsonrpc": "2.0", "method": "notifications/initialized"},
-        {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "Add_memory", "arguments": {"content": "x y"}}},
+        {
+            "jsonrpc": "2.0",
+            "id": 2,
+            "method": "tools/call",
+            "params": {"name": "Add_memory", "arguments": {"content": "x y"}},
+        },
     ):
         process.stdin.write(json.dumps(message).encode() + b"\n")
     process.stdin.flush()

@@ -103,7 +103,7 @@ def check(server: OneServer, tool: str, arguments: dict[str, Any]) -> None:
 
 
 ANY_TEXT = st.text(max_size=40) | st.text(st.characters(codec=None, categories=None), max_size=20)
-TEXTS = ANY_TEXT | st.sampled_from(["zebra", "", " ", "\x00", "\ud800", "canary", "all", "1", "0", "x" * 70_000, "\u202e", "'; --"])
+TEXTS = ANY_TEXT | st.sampled_from(["zebra", "", " ", "\x00", "\ud800", "canary", "all", "1", "0", "\u202e", "'; --"])
 KEYS = st.text(max_size=20) | st.sampled_from(["", " ", "\x00", "secret"])
 """Without lone surrogates, which the client cannot encode in keys; another test has them."""
 NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 1, 3, 100, 101, 2**63, -(2**63) - 1, 1e308])
@@ -112,7 +112,8 @@ JSON_VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
 )
 FILTERS = st.dictionaries(
-    st.sampled_from(["secret", "memory_type", "created_at", "updated_at", "principal", "namespace", "scope", ""]) | KEYS,
+    st.sampled_from(["secret", "memory_type", "created_at", "updated_at", "principal", "namespace", "scope", ""])
+    | KEYS,
     SCALARS
     | st.lists(SCALARS, max_size=3)
     | st.dictionaries(st.sampled_from(["gt", "gte", "lt", "lte", "after", "before", "near"]), SCALARS, max_size=3),
@@ -152,7 +153,9 @@ def test_any_json_gets_an_answer(server: OneServer, tool: str, arguments: dict[s
 def test_near_valid_arguments_get_an_answer_without_another_scopes_data(
     server: OneServer, data: st.DataObject, tool: str
 ) -> None:
-    own_fields = [name for operation in (*SIX, *HELPERS) if tool_name(operation) == tool for name in operation.model_fields]
+    own_fields = [
+        name for operation in (*SIX, *HELPERS) if tool_name(operation) == tool for name in operation.model_fields
+    ]
     drawn = data.draw(near_valid([*server.ids, *server.foreign]))
     check(server, tool, {name: value for name, value in drawn.items() if name in own_fields})
 
@@ -174,11 +177,13 @@ def test_reading_any_json_gives_an_operation_or_a_text_that_can_be_sent(tool: st
     try:
         operation = parse_operation(tool, arguments)
     except InvalidOperation as error:
-        assert str(error).encode()
-        assert len(str(error)) < 2000
+        refusal = str(error)
     else:
+        refusal = ""
         assert operation.name == tool
         assert operation.model_dump_json()
+    assert refusal.encode("utf-8", "strict") is not None
+    assert len(refusal) < 2000
 
 
 def test_the_canaries_can_be_found_by_their_owners(server: OneServer) -> None:

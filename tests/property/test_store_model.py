@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
@@ -159,7 +159,9 @@ class ContextMachine(OnDisk):
     def shown(self) -> Any:
         return self.do(Scope(), "Show_context", session_id=self.session)
 
-    @rule(messages=st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), CONTENTS), min_size=1, max_size=3))
+    @rule(
+        messages=st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), CONTENTS), min_size=1, max_size=3)
+    )
     def append(self, messages: list[tuple[str, str]]) -> None:
         sent = [{"role": role, "content": content} for role, content in messages]
         result = self.do(Scope(), "Append_context", session_id=self.session, messages=sent)
@@ -183,11 +185,14 @@ class ContextMachine(OnDisk):
     @rule(span=st.sampled_from(["all", "1", "2", "9"]))
     def summarise(self, span: str) -> None:
         before = self.shown()
+        result, refusal = None, ""
         try:
             result = self.do(Scope(), "Summary_context", session_id=self.session, span=span, summary="s")
-        except InvalidOperation:
+        except InvalidOperation as error:
+            refusal = str(error)
+        if result is None:
             # Refused alone where there is nothing to shorten, and then nothing has changed.
-            assert len(before.messages) <= 1 or before.messages[-1].content == "s"
+            assert "is not shorter than what it would replace" in refusal or "The context is empty" in refusal
             assert self.shown() == before
             return
         after = self.shown()
@@ -219,7 +224,10 @@ class ContextMachine(OnDisk):
             assert shown.context.message_count == len(self.contents)
 
 
+# Shrinking a run on real stores takes minutes; the steps of the run that failed are printed as they are.
+QUICK = settings(max_examples=5, stateful_step_count=15, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+
 TestMemories = MemoryMachine.TestCase
-TestMemories.settings = settings(max_examples=8, stateful_step_count=15)
+TestMemories.settings = QUICK
 TestContexts = ContextMachine.TestCase
-TestContexts.settings = settings(max_examples=8, stateful_step_count=15)
+TestContexts.settings = QUICK

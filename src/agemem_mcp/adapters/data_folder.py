@@ -90,9 +90,9 @@ class DataFolder:
             raise ConfigurationError(msg) from error
         if free < MIN_FREE_BYTES:
             msg = (
-                f"The disk that holds the data folder {self.directory} is full: {free // 2**20} MB are free, and at least "
-                f"{MIN_FREE_BYTES // 2**20} are needed. Nothing was changed. Free some space, or choose another folder "
-                f"with --data-dir or AGEMEM_DATA_DIR."
+                f"The disk that holds the data folder {self.directory} is full: {free // 2**20} MB are free, and at "
+                f"least {MIN_FREE_BYTES // 2**20} are needed. Nothing was changed. Free some space, or choose "
+                f"another folder with --data-dir or AGEMEM_DATA_DIR."
             )
             raise ConfigurationError(msg)
 

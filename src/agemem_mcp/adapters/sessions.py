@@ -200,7 +200,12 @@ class _Transaction:
         )
 
     async def messages(self, session_id: str, *, active_only: bool = True) -> list[Message]:
-        query = select(messages).where(messages.c.session_id == session_id).order_by(messages.c.position)
+        query = (
+            select(messages)
+            .where(messages.c.session_id == session_id)
+            # A summary shares the position of the first message it replaced, and comes after it when that one is back.
+            .order_by(messages.c.position, messages.c.created_at)
+        )
         if active_only:
             query = query.where(messages.c.state == MessageState.ACTIVE.value)
         return [_message(row) for row in await self._connection.execute(query)]

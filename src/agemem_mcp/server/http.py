@@ -124,14 +124,15 @@ class BearerToken:
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
-        self._expected = f"Bearer {token}".encode()
+        self._token = token.encode()
 
     async def __call__(self, scope: ConnectionScope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer 401."""
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            scheme, _, token = given.partition(b" ")
             # Constant time: how long the comparison takes says nothing of the token.
-            if not hmac.compare_digest(given, self._expected):
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
                 response = JSONResponse(
                     {"error": "A bearer token is required: send `Authorization: Bearer …` with AGEMEM_TOKEN's value."},
                     status_code=401,
@@ -169,11 +170,15 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-        if os.name == "posix":
-            # Not on Windows, where it would let two servers share the port.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
+        try:
+            if os.name == "posix":
+                # Not on Windows, where it would let two servers share the port.
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(128)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         msg = f"Cannot listen on {host}:{port}: {error.strerror or error}. Choose another with --port or --host."
         raise ConfigurationError(msg) from error

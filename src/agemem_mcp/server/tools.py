@@ -171,8 +171,8 @@ def _origin(context: ServerRequestContext[Any, Any]) -> Origin:
     meta: dict[str, Any] = dict(context.meta or {})
     actor, session_id = meta.get(ACTOR_META_KEY), meta.get(SESSION_META_KEY)
     return Origin(
-        actor=Actor(actor) if actor in set(Actor) else Actor.POLICY,
-        session_id=session_id[:64] if isinstance(session_id, str) else None,
+        actor=Actor(actor) if isinstance(actor, str) and actor in set(Actor) else Actor.POLICY,
+        session_id=session_id[:64] if isinstance(session_id, str) and session_id.isprintable() else None,
     )
 
 

@@ -263,6 +263,7 @@ class ShortTermMemory:
             for one in back:
                 by_id[one] = replace(by_id[one], state=MessageState.ACTIVE)
             _retire_summaries(by_id)
+            back = [one for one in back if by_id[one].state is MessageState.ACTIVE]
             await store.put_messages(session_id, list(by_id.values()))
             await store.log(
                 session_id,

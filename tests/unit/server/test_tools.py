@@ -188,13 +188,13 @@ async def test_a_call_that_waits_for_the_memory_is_told_how_far_things_are(
     served.let.clear()
     told: list[tuple[float, str | None]] = []
 
-    async def progress(value: float, _total: float | None, message: str | None) -> None:
-        told.append((value, message))
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        told.append((progress, message))
         if len(told) == 4:
             served.let.set()
 
     async with served.client(mode) as client:
-        result = await client.call_tool("Add_memory", {"content": "tea"}, progress_callback=progress)
+        result = await client.call_tool("Add_memory", {"content": "tea"}, progress_callback=on_progress)
     assert not result.is_error
     values = [value for value, _ in told]
     assert values == sorted(set(values))
