@@ -266,7 +266,7 @@ async def test_a_folder_made_with_another_embedding_model_is_refused_with_the_wa
     await _is_kept(full_place, tools_of)
 
 
-def test_lone_surrogates_over_the_wire_never_end_the_server(place: Any) -> None:
+def test_lone_surrogates_over_the_wire_are_refused_by_a_text(place: Any) -> None:
     process = place.start("serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     client = {"name": "raw", "version": "1"}
     start = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
@@ -291,6 +291,8 @@ def test_lone_surrogates_over_the_wire_never_end_the_server(place: Any) -> None:
         answer = json.loads(line)
         if "id" in answer:
             answers[answer["id"]] = answer
+    assert answers[2]["error"]["code"] == -32700
+    assert "send whole characters" in answers[2]["error"]["message"]
     assert answers[3]["result"]["structuredContent"]["content"] == "whole \U0001f30d character"
     stored = place.run("memories", "list", "--json").json()
     assert [one["content"] for one in stored] == ["whole \U0001f30d character"]
