@@ -1,6 +1,7 @@
 # One HTTP server on port 8000, its memory in the volume /data:
 #   docker build -t agemem-mcp .
-#   docker run -d -p 8000:8000 -v agemem:/data -e AGEMEM_TOKEN=$(openssl rand -hex 32) agemem-mcp
+#   export AGEMEM_TOKEN=$(openssl rand -hex 32)
+#   docker run -d -p 8000:8000 -v agemem:/data -e AGEMEM_TOKEN agemem-mcp
 # Without AGEMEM_TOKEN it refuses to start: it listens beyond the container.
 
 FROM python:3.11-slim-bookworm AS build

@@ -31,9 +31,8 @@ hypothesis_settings.load_profile("agemem")
 
 def found_assets() -> Path | None:
     """The folder with the real model and tokenizer files, if they were pulled."""
-    folder = Path(
-        os.environ.get("AGEMEM_ASSETS_DIR") or Path(platformdirs.user_cache_dir("agemem-mcp", appauthor=False)) / "assets"
-    )
+    default = Path(platformdirs.user_cache_dir("agemem-mcp", appauthor=False)) / "assets"
+    folder = Path(os.environ.get("AGEMEM_ASSETS_DIR") or default)
     return None if {MODEL, TOKENS} & set(AssetStore(folder).missing()) else folder
 
 

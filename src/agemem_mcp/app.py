@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from agemem_mcp.adapters.embedding import FastEmbedEmbedder
     from agemem_mcp.adapters.ledger import SqliteLedger
     from agemem_mcp.adapters.sessions import SqliteSessionStore
-    from agemem_mcp.domain.ports import Clock, IdSource, MemoryIndex, TokenCounter
+    from agemem_mcp.domain.ports import Clock, IdSource, MemoryIndex, Summarizer, TokenCounter
     from agemem_mcp.service.archive import MemoryArchive, SessionArchive
     from agemem_mcp.service.memory_service import MemoryService
-    from agemem_mcp.service.summarising import SummarizerChain
     from agemem_mcp.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -38,6 +37,14 @@ def asset_store(settings: Settings) -> AssetStore:
     from agemem_mcp.adapters.assets import AssetStore
 
     return AssetStore(settings.assets_dir)
+
+
+def needed_assets(settings: Settings) -> list[str]:
+    """Which of the files that ``assets pull`` fetches these settings need."""
+    from agemem_mcp.adapters.assets import MODEL, TOKENS
+
+    needed = [MODEL] if settings.embedding_path is None and settings.embedding != "none" else []
+    return [*needed, TOKENS] if settings.context.tokenizer == TOKENS else needed
 
 
 @asynccontextmanager
@@ -71,6 +78,7 @@ async def open_service(
     from agemem_mcp.service.relevance import DEFAULT_THETA
     from agemem_mcp.service.sessions import SessionRules, Sessions
     from agemem_mcp.service.short_term import ShortTermMemory
+    from agemem_mcp.service.summarising import SummarizerChain
 
     clock = clock or SystemClock()
     ids = ids or (SequentialIds if settings.ids == "sequential" else RandomIds)(settings.seed)
@@ -95,16 +103,17 @@ async def open_service(
         await indexer.replay(lambda reached, end: on_progress(Progress("bringing the index up to date", reached, end)))
         mode = FilterMode.LEXICAL if embedder is None else settings.filter.mode
         theta = settings.filter.theta
+        desk = Sessions(
+            tokens=tokens,
+            clock=clock,
+            ids=ids,
+            rules=SessionRules(budget_tokens=settings.context.budget_tokens, lives=settings.context.lives),
+        )
         short_term = ShortTermMemory(
             store=sessions,
-            sessions=Sessions(
-                tokens=tokens,
-                clock=clock,
-                ids=ids,
-                rules=SessionRules(budget_tokens=settings.context.budget_tokens, lives=settings.context.lives),
-            ),
+            sessions=desk,
             embedder=embedder,
-            summarizers=_summarizers(settings, tokens, stack),
+            summarizers=SummarizerChain(_summarizers(settings, tokens, stack), count=desk.count),
             clock=clock,
             filter_mode=mode,
             filter_theta=DEFAULT_THETA[mode] if theta is None else theta,
@@ -140,7 +149,7 @@ async def open_archive(settings: Settings) -> AsyncGenerator[Archive]:
     from agemem_mcp.service.archive import MemoryArchive, SessionArchive
 
     folder = DataFolder(settings.data_dir)
-    if not (folder.ledger.exists() and folder.sessions.exists()):
+    if not folder.has_memory:
         msg = f"There is no memory in {settings.data_dir} yet. Start `agemem-mcp serve`, or name another --data-dir."
         raise ConfigurationError(msg)
     clock = SystemClock()
@@ -154,12 +163,10 @@ async def open_archive(settings: Settings) -> AsyncGenerator[Archive]:
 
 async def _ready_assets(settings: Settings, on_progress: Callable[[Progress], None]) -> AssetStore:
     """Fetch what is missing of the files; if that fails the server still opens, and says so when they are needed."""
-    from agemem_mcp.adapters.assets import MODEL, TOKENS, pull
+    from agemem_mcp.adapters.assets import pull
 
     store = asset_store(settings)
-    needed = [MODEL] if settings.embedding_path is None and settings.embedding != "none" else []
-    needed += [TOKENS] if settings.context.tokenizer == TOKENS else []
-    missing = [what for what in needed if what in store.missing()]
+    missing = sorted(set(needed_assets(settings)) & set(store.missing()))
     if not missing:
         return store
 
@@ -187,17 +194,16 @@ def _embedder(settings: Settings, store: AssetStore) -> FastEmbedEmbedder | None
     )
 
 
-def _summarizers(settings: Settings, tokens: TokenCounter, stack: AsyncExitStack) -> SummarizerChain:
+def _summarizers(settings: Settings, tokens: TokenCounter, stack: AsyncExitStack) -> list[Summarizer]:
     from agemem_mcp.adapters.summarizers import EndpointSummarizer, ExtractiveSummarizer
-    from agemem_mcp.service.summarising import SummarizerChain
 
     extractive = ExtractiveSummarizer(tokens)
     url, model, key = settings.summary.url, settings.summary.model, settings.summary.api_key
     if url is None or model is None:
-        return SummarizerChain([extractive])
+        return [extractive]
     endpoint = EndpointSummarizer(url=url, model=model, api_key=None if key is None else key.get_secret_value())
     stack.push_async_callback(endpoint.close)
-    return SummarizerChain([endpoint, extractive])
+    return [endpoint, extractive]
 
 
 async def _open_index(
@@ -241,11 +247,12 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 def service_gate(settings: Settings) -> ServiceGate:
     """A gate to the service of these settings, not yet opened."""
-    return ServiceGate(lambda note: open_service(settings, on_progress=note), prepare=_import_everything)
 
+    def load() -> None:
+        index = "qdrant_edge" if settings.qdrant_url is None else "qdrant_remote"
+        for module in ("assets", "data_folder", "embedding", "ledger", index, "sessions", "summarizers", "tokens"):
+            import_module(f"agemem_mcp.adapters.{module}")
+        import_module("agemem_mcp.service.memory_service")
 
-def _import_everything() -> None:
-    """Load what opening needs; done in a thread, it holds up nobody's handshake."""
-    for module in ("assets", "data_folder", "embedding", "ledger", "qdrant_edge", "sessions", "summarizers", "tokens"):
-        import_module(f"agemem_mcp.adapters.{module}")
-    import_module("agemem_mcp.service.memory_service")
+    # Loading takes the better part of a second: in a thread it holds up nobody's handshake.
+    return ServiceGate(lambda note: open_service(settings, on_progress=note), prepare=load)

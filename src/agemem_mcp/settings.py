@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
@@ -34,7 +35,9 @@ class ContextSettings(BaseModel):
     unnamed_session_hours: float = Field(
         default=1, gt=0, le=876_000, description="Hours after which a session expires whose id was never passed back."
     )
-    tokenizer: str = Field(default="o200k_base", description="`o200k_base`, or the path of a tokenizer.json.")
+    tokenizer: str = Field(
+        default="o200k_base", description="`o200k_base`, the path of a tokenizer.json, or `estimate`."
+    )
 
     @property
     def lives(self) -> SessionLives:
@@ -177,10 +180,15 @@ def changed_settings(settings: Settings) -> list[tuple[str, str]]:
     for name, value in given.items():
         if isinstance(value, dict):
             nested = cast("dict[str, object]", value)
-            flat += [(f"{PREFIX}{name}__{inner}".upper(), str(one)) for inner, one in nested.items()]
+            flat += [(f"{PREFIX}{name}__{inner}".upper(), without_secrets(str(one))) for inner, one in nested.items()]
         else:
-            flat.append((f"{PREFIX}{name}".upper(), str(value)))
+            flat.append((f"{PREFIX}{name}".upper(), without_secrets(str(value))))
     return flat
+
+
+def without_secrets(value: str) -> str:
+    """The value, without the user and password that a URL may hold."""
+    return re.sub(r"(?<=://)[^/@]*@", "", value)
 
 
 def _rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:

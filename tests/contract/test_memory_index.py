@@ -324,6 +324,15 @@ async def test_what_was_flushed_is_remembered_when_opened_again(index_backend: I
     assert await index.count() == 2
 
 
+async def test_an_emptied_index_holds_nothing_and_stands_at_the_beginning(index: MemoryIndex) -> None:
+    await index.apply([entry("m1", "one"), entry("m2", "two", scope=Scope("bob"))], [])
+    await index.flush(9)
+    await index.clear()
+    assert (await index.count(), await index.flushed_seq()) == (0, 0)
+    await index.apply([entry("m3", "three")], [])
+    assert ids((await index.search(query("three"))).dense) == ["m3"]
+
+
 async def test_a_closed_index_refuses_and_closing_twice_is_allowed(index: MemoryIndex) -> None:
     await index.close()
     await index.close()

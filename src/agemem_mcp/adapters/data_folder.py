@@ -32,6 +32,7 @@ class FolderLock:
 
         Raises:
             StoreError: another process holds it; the text says which and what to do.
+            ConfigurationError: the lock file cannot be opened.
         """
         # Not thread-local: it may be taken by one thread and given back by another.
         self._lock = filelock.FileLock(directory / "lock", thread_local=False)
@@ -39,6 +40,7 @@ class FolderLock:
         self._pid_file = directory / "lock.pid"
         try:
             self._lock.acquire(timeout=0)
+            self._pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
         except filelock.Timeout as error:
             holder = "unknown"
             with suppress(OSError):
@@ -48,7 +50,12 @@ class FolderLock:
                 f"time can use it: end that one, connect to it over HTTP, or choose another --data-dir."
             )
             raise StoreError(msg) from error
-        self._pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
+        except OSError as error:
+            msg = (
+                f"{directory / 'lock'} cannot be locked: {error.strerror or error}. Check who owns it (was a server "
+                f"once run as another user?), or choose another --data-dir."
+            )
+            raise ConfigurationError(msg) from error
 
     def release(self) -> None:
         """Give the lock back."""
@@ -65,6 +72,11 @@ class DataFolder:
         self.sessions = directory / "sessions.db"
         self.index = directory / "index"
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether anything was ever stored here."""
+        return all(path.exists() and path.stat().st_size > 0 for path in (self.ledger, self.sessions))
+
     def prepare(self) -> None:
         """Make the folder if need be, readable by its owner alone.
 
@@ -78,6 +90,10 @@ class DataFolder:
                 # mkdir's mode is cut by the umask, and never applied to a folder that was there.
                 self.directory.chmod(PRIVATE)
             self.index.mkdir(mode=PRIVATE, exist_ok=True)
+            for database in (self.ledger, self.sessions):
+                # Made here, for its owner alone: the folder may have been there before, open to others. SQLite
+                # gives its side files the same permissions.
+                database.touch(mode=0o600)
             probe = self.directory / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()

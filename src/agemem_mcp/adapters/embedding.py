@@ -156,7 +156,7 @@ class FastEmbedEmbedder:
             batch = _next_round(order)
             try:
                 vectors = self._model.embed(batch)
-            except Exception as error:  # noqa: BLE001  outermost boundary of the thread: the callers must hear of it
+            except BaseException as error:  # noqa: BLE001  a panic in Rust is no Exception; the callers must hear of it
                 _fail(waiting, batch, error)
             else:
                 self._cache.put(vectors)
@@ -271,7 +271,7 @@ def _hand_out(jobs: Sequence[_Job], vectors: dict[bytes, VectorD]) -> None:
             job.future.set_result(job.done)
 
 
-def _fail(jobs: Sequence[_Job], batch: dict[bytes, str], error: Exception) -> None:
+def _fail(jobs: Sequence[_Job], batch: dict[bytes, str], error: BaseException) -> None:
     """Fail the calls that had a text in the round; the others are tried without them."""
     for job in jobs:
         if any(key in batch for key in job.left):

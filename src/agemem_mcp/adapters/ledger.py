@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table, Text, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from agemem_mcp.adapters.sql import GroupCommitter, create_engine, from_micros, prepare_schema, to_micros, translated
+from agemem_mcp.adapters.sql import (
+    GroupCommitter,
+    check_schema,
+    create_engine,
+    from_micros,
+    prepare_schema,
+    to_micros,
+    translated,
+)
 from agemem_mcp.domain.memory import Actor, MemoryEvent, MemoryEventKind, MemoryRecord, Scope
 
 if TYPE_CHECKING:
@@ -114,6 +122,12 @@ class SqliteLedger:
                 await writer.dispose()
                 raise
         reader = create_engine(path, synchronous="FULL", connections=2, read_only=True)
+        if read_only:
+            try:
+                await check_schema(reader, path, version=SCHEMA_VERSION)
+            except BaseException:
+                await reader.dispose()
+                raise
         return cls(path, reader, writer, clock)
 
     async def close(self) -> None:

@@ -93,6 +93,10 @@ class QdrantEdgeIndex:
         """Number of entries over all scopes."""
         return await self._run(self._store.count)
 
+    async def clear(self) -> None:
+        """Drop every entry, and remember at once that the index is at the ledger's beginning."""
+        await self._run(self._store.clear)
+
     async def close(self) -> None:
         """Release the shard and the lock; does not flush. Closing twice is allowed."""
         if self._closed:
@@ -169,6 +173,14 @@ class _Shard:
                 requests.append(_request(nearest, query, idf))
             found = [_hits(points) for points in self._open.query_batch(qdrant_edge.QueryBatchRequest(requests))]
         return ScoreLists(dense=found[0] if dense else [], sparse=found[-1] if terms else [])
+
+    def clear(self) -> None:
+        """Delete all points."""
+        with self._translated("emptied"):
+            self.folder.mark_changed()
+            everything = qdrant_edge.Filter(must=[])
+            self._open.update(qdrant_edge.UpdateOperation.delete_points_by_filter(everything))
+        self.flush(0)
 
     def flush(self, seq: int) -> None:
         """Flush the shard first: a manifest ahead of it would hide lost entries from the replay."""

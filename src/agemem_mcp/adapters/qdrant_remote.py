@@ -161,6 +161,14 @@ class QdrantRemoteIndex:
         with self._server.translated("count memories"):
             return (await self._client.count(self._collection, exact=True)).count
 
+    async def clear(self) -> None:
+        """Drop every entry, and remember at once that the index is at the ledger's beginning."""
+        self._require_open()
+        with self._server.translated("delete memories"):
+            selector = models.FilterSelector(filter=models.Filter())
+            await self._client.delete(self._collection, points_selector=selector, wait=True)
+        await self.flush(0)
+
     async def close(self) -> None:
         """Close the connection, unless the client is the caller's. Closing twice is allowed."""
         if not self._closed:

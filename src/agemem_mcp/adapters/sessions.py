@@ -25,10 +25,11 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    update,
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from agemem_mcp.adapters.sql import create_engine, from_micros, prepare_schema, to_micros, translated
+from agemem_mcp.adapters.sql import check_schema, create_engine, from_micros, prepare_schema, to_micros, translated
 from agemem_mcp.domain.context import Message, MessageKind, MessageState, Role, Session
 from agemem_mcp.domain.memory import Scope
 
@@ -107,12 +108,14 @@ class SqliteSessionStore:
             ConfigurationError: the file was made by a newer release.
         """
         engine = create_engine(path, synchronous="NORMAL", connections=1, read_only=read_only)
-        if not read_only:
-            try:
+        try:
+            if read_only:
+                await check_schema(engine, path, version=SCHEMA_VERSION)
+            else:
                 await prepare_schema(engine, path, metadata=_metadata, version=SCHEMA_VERSION, migrations=MIGRATIONS)
-            except BaseException:
-                await engine.dispose()
-                raise
+        except BaseException:
+            await engine.dispose()
+            raise
         return cls(path, engine)
 
     async def close(self) -> None:
@@ -184,19 +187,27 @@ class _Transaction:
         row = (await self._connection.execute(query)).one_or_none()
         return None if row is None else _session(row)
 
-    async def put_session(self, session: Session) -> None:
-        values = {
-            "principal": session.scope.principal,
-            "namespace": session.scope.namespace,
-            "created_at": to_micros(session.created_at),
-            "used_at": to_micros(session.used_at),
-            "named": session.named,
-            "expires_at": to_micros(session.expires_at),
-        }
-        await self._connection.execute(
+    async def add_session(self, session: Session) -> bool:
+        result = await self._connection.execute(
             sqlite_insert(sessions)
-            .values(session_id=session.session_id, **values)
-            .on_conflict_do_update(index_elements=["session_id"], set_=values)
+            .values(
+                session_id=session.session_id,
+                principal=session.scope.principal,
+                namespace=session.scope.namespace,
+                created_at=to_micros(session.created_at),
+                used_at=to_micros(session.used_at),
+                named=session.named,
+                expires_at=to_micros(session.expires_at),
+            )
+            .on_conflict_do_nothing()
+        )
+        return result.rowcount == 1
+
+    async def keep_session(self, session: Session) -> None:
+        await self._connection.execute(
+            update(sessions)
+            .where(*_in_scope(session.scope), sessions.c.session_id == session.session_id)
+            .values(used_at=to_micros(session.used_at), named=session.named, expires_at=to_micros(session.expires_at))
         )
 
     async def messages(self, session_id: str, *, active_only: bool = True) -> list[Message]:

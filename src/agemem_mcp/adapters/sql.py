@@ -98,6 +98,30 @@ def create_engine(path: Path, *, synchronous: Synchronous, connections: int, rea
     return engine
 
 
+async def check_schema(engine: AsyncEngine, path: Path, *, version: int) -> None:
+    """Make sure that a file to be read has the present schema.
+
+    Raises:
+        ConfigurationError: it has an older or a newer one.
+        StoreError: the file cannot be read.
+    """
+    with translated(path):
+        async with engine.connect() as connection:
+            found = (await connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
+    if found > version:
+        raise _newer(path, found, version)
+    if found < version:
+        msg = f"{path} was written by an older release. Start `agemem-mcp serve` once: it brings it up to date."
+        raise ConfigurationError(msg)
+
+
+def _newer(path: Path, found: int, version: int) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} was written by a newer release (schema {found}; this one knows {version}). "
+        f"Nothing was changed. Upgrade agemem-mcp."
+    )
+
+
 async def prepare_schema(
     engine: AsyncEngine,
     path: Path,
@@ -124,11 +148,7 @@ async def prepare_schema(
             found = (await connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
             tables = (await connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")).scalar_one()
         if found > version:
-            msg = (
-                f"{path} was written by a newer release (schema {found}; this one knows {version}). "
-                f"Nothing was changed. Upgrade agemem-mcp."
-            )
-            raise ConfigurationError(msg)
+            raise _newer(path, found, version)
         if tables and found < version:
             if found not in migrations:
                 msg = f"{path} was not made by agemem-mcp. It was left as it is: move it, or choose another --data-dir."

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import httpx
 import typer
 
 from agemem_mcp._version import __version__
-from agemem_mcp.app import asset_store, open_archive
+from agemem_mcp.adapters.data_folder import DataFolder
+from agemem_mcp.app import asset_store, needed_assets, open_archive
 from agemem_mcp.cli.output import DataDir, Json, print_json, print_table, run_async, start_logging
 from agemem_mcp.errors import AgeMemError
-from agemem_mcp.settings import changed_settings, load_settings
+from agemem_mcp.settings import changed_settings, load_settings, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agemem_mcp.settings import Settings
 
+_PATIENCE_S = 3.0
 State = Literal["ok", "note", "problem"]
 
 
@@ -36,13 +40,13 @@ class Finding:
 def doctor(
     data_dir: DataDir = None,
     deep: Annotated[bool, typer.Option("--deep", help="Read everything: file hashes and database integrity.")] = False,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Check this installation; status 1 when something must be done."""
     settings = load_settings(data_dir=data_dir)
     start_logging("error")
     findings = [*_program(settings), *_files(settings, deep=deep), *run_async(_memory(settings, deep=deep))]
-    if json:
+    if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
         rows = [(one.state, one.what, one.found) for one in findings]
@@ -61,13 +65,22 @@ def _program(settings: Settings) -> Iterator[Finding]:
     changed = changed_settings(settings)
     yield Finding("settings", "ok", ", ".join(f"{name}={value}" for name, value in changed) or "all at their defaults")
     if settings.qdrant_url is not None:
-        yield Finding("index", "ok", f"Qdrant at {settings.qdrant_url}, collection {settings.qdrant_collection}")
+        yield _qdrant(settings.qdrant_url)
+
+
+def _qdrant(url: str) -> Finding:
+    shown = without_secrets(url)
+    try:
+        httpx.get(f"{url.rstrip('/')}/readyz", timeout=_PATIENCE_S).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        todo = "start it, or check AGEMEM_QDRANT_URL; without that setting the embedded index is used"
+        return Finding("index", "problem", f"no Qdrant server is ready at {shown} ({type(error).__name__})", todo)
+    return Finding("index", "ok", f"a Qdrant server is ready at {shown}")
 
 
 def _files(settings: Settings, *, deep: bool) -> Iterator[Finding]:
     store = asset_store(settings)
-    needed = {"o200k_base"} if settings.context.tokenizer == "o200k_base" else set[str]()
-    needed |= {"all-MiniLM-L6-v2"} if settings.embedding != "none" and settings.embedding_path is None else set()
+    needed = set(needed_assets(settings))
     missing = needed & set(store.missing())
     if missing:
         todo = "run `agemem-mcp assets pull` (or set AGEMEM_EMBEDDING=none to work by words alone)"
@@ -83,9 +96,23 @@ def _files(settings: Settings, *, deep: bool) -> Iterator[Finding]:
         yield Finding("files", "ok", f"{', '.join(sorted(needed)) or 'none needed'} in {settings.assets_dir}{checked}")
 
 
-async def _memory(settings: Settings, *, deep: bool) -> list[Finding]:
-    from agemem_mcp.adapters.data_folder import DataFolder  # noqa: PLC0415  slow to import
+def _index(settings: Settings, folder: DataFolder) -> Iterator[Finding]:
+    try:
+        manifest = json.loads((folder.index / "manifest.json").read_text(encoding="utf-8"))
+        made_with = str(manifest["embedding"])
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, LookupError, TypeError):
+        yield Finding("index", "note", "damaged: the next `serve` sets it aside and rebuilds it from the ledger")
+        return
+    if made_with == settings.embedding:
+        yield Finding("index", "ok", f"made with {made_with}")
+    else:
+        todo = f"set AGEMEM_EMBEDDING={made_with}, or move {folder.index} away: it is rebuilt from the ledger"
+        yield Finding("index", "problem", f"made with {made_with}, but {settings.embedding} is configured", todo)
 
+
+async def _memory(settings: Settings, *, deep: bool) -> list[Finding]:
     folder = DataFolder(settings.data_dir)
     findings: list[Finding] = []
     if not folder.directory.exists():
@@ -94,11 +121,13 @@ async def _memory(settings: Settings, *, deep: bool) -> list[Finding]:
         folder.prepare()
         findings.append(Finding("data folder", "ok", str(folder.directory)))
     except AgeMemError as error:
-        return [Finding("data folder", "problem", str(error), "see above")]
+        return [Finding("data folder", "problem", str(error))]
     holder = folder.holder()
     if holder is not None:
         findings.append(Finding("in use", "note", f"process {holder} has the folder open"))
-    if not folder.ledger.exists():
+    if settings.qdrant_url is None:
+        findings += _index(settings, folder)
+    if not folder.has_memory:
         return [*findings, Finding("memory", "note", "nothing stored yet")]
     try:
         async with open_archive(settings) as archive:
@@ -115,5 +144,5 @@ async def _memory(settings: Settings, *, deep: bool) -> list[Finding]:
                 state: State = "problem" if problems else "ok"
                 findings.append(Finding("integrity", state, "; ".join(problems) or "both databases are whole", todo))
     except AgeMemError as error:
-        findings.append(Finding("ledger", "problem", str(error), "see above"))
+        findings.append(Finding("ledger", "problem", str(error)))
     return findings

@@ -73,7 +73,7 @@ def search(
 
     async def work() -> list[dict[str, Any]]:
         async with open_service(settings) as service:
-            top_k = limit or (await service.long_term.count() if json else 10)
+            top_k = shown_limit(limit, as_json=json) or await service.long_term.count()
             hits = await service.long_term.search(scope, query, top_k=max(1, top_k), metadata_filter={})
             return [{**_fields(hit.record), "score": round(hit.score, 4)} for hit in hits]
 
@@ -103,7 +103,13 @@ def show(memory_id: MemoryId, data_dir: DataDir = None, namespace: Namespace = N
 
 
 @app.command()
-def history(memory_id: MemoryId, data_dir: DataDir = None, namespace: Namespace = None, json: Json = False) -> None:
+def history(
+    memory_id: MemoryId,
+    data_dir: DataDir = None,
+    namespace: Namespace = None,
+    limit: Limit = None,
+    json: Json = False,
+) -> None:
     """Show every version of a memory and who made it."""
     settings, scope = read_settings(data_dir, namespace)
 
@@ -111,7 +117,7 @@ def history(memory_id: MemoryId, data_dir: DataDir = None, namespace: Namespace 
         async with open_archive(settings) as archive:
             return await archive.memories.history(scope, memory_id)
 
-    events = run_async(work())
+    events = run_async(work())[-(shown_limit(limit, as_json=json) or 0) :]
     if json:
         print_json([_event_fields(event) for event in events])
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,13 +92,22 @@ def _offer(settings: Settings) -> ToolOffer:
 
 
 def _how_to_register(url: str, settings: Settings) -> str:
-    header = ' --header "Authorization: Bearer $AGEMEM_TOKEN"' if settings.token is not None else ""
-    return (
-        f"agemem-mcp serves {settings.data_dir} at {url}/mcp\n"
-        f"  Claude Code:  claude mcp add --transport http agemem {url}/mcp{header}\n"
-        f'  Cursor:       {{"mcpServers": {{"agemem": {{"url": "{url}/mcp"}}}}}} in .cursor/mcp.json\n'
-        f'  VS Code:      {{"servers": {{"agemem": {{"type": "http", "url": "{url}/mcp"}}}}}} in .vscode/mcp.json\n'
-        f"  Check:        curl {url}/readyz\n"
-        f"  Try it:       agemem-mcp demo --url {url}/mcp\n"
-        f"Stop with Ctrl-C."
-    )
+    everywhere = settings.host in ("0.0.0.0", "::")  # noqa: S104  compared, not bound
+    url = re.sub(r"//(0\.0\.0\.0|\[::\])", "//127.0.0.1", url)
+    cursor: dict[str, object] = {"url": f"{url}/mcp"}
+    code: dict[str, object] = {"type": "http", **cursor}
+    option = ""
+    if settings.token is not None:
+        cursor["headers"] = code["headers"] = {"Authorization": "Bearer TOKEN"}
+        option = ' --header "Authorization: Bearer $AGEMEM_TOKEN"'
+    lines = [
+        f"agemem-mcp serves {settings.data_dir} at {url}/mcp",
+        f"  Claude Code:  claude mcp add --transport http agemem {url}/mcp{option}",
+        f"  Cursor:       {json.dumps({'mcpServers': {'agemem': cursor}})} in .cursor/mcp.json",
+        f"  VS Code:      {json.dumps({'servers': {'agemem': code}})} in .vscode/mcp.json",
+        f"  Check:        curl {url}/readyz",
+        f"  Try it:       agemem-mcp demo --url {url}/mcp",
+    ]
+    if everywhere and not settings.allowed_hosts:
+        lines.append("  From other machines: name this one as they do, with --allowed-host NAME.")
+    return "\n".join([*lines, "Stop with Ctrl-C."])

@@ -7,10 +7,11 @@ from typing import Annotated, TypeAlias, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from agemem_mcp.domain.text import MAX_TEXT_BYTES, check_characters, check_json, check_text
+from agemem_mcp.domain.text import MAX_TEXT_BYTES, check_json, check_text
 from agemem_mcp.errors import InvalidOperation
 
 MAX_TOP_K = 100
+MAX_WORD_BYTES = 256
 _TRUE = {"true", "yes", "y", "1"}
 _FALSE = {"false", "no", "n", "0", ""}
 
@@ -32,9 +33,9 @@ def word(value: object) -> object:
     """An optional word or id; blank means that none was given."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if isinstance(value, str):
-        return check_characters(value.strip(), "The argument") or None
-    return value
+    if isinstance(value, str) and value.strip():
+        return check_text(value.strip(), "The argument", max_bytes=MAX_WORD_BYTES)
+    return None if isinstance(value, str) else value
 
 
 def json_object(name: str) -> BeforeValidator:
@@ -110,7 +111,7 @@ def _strings(value: object) -> list[str]:
 
 
 SessionId: TypeAlias = Annotated[str | None, BeforeValidator(word)]
-NamedSessionId: TypeAlias = Annotated[SessionId, Field(description="From Retrieve_memory or Append_context.")]
+NamedSessionId: TypeAlias = Annotated[SessionId, Field(description="From Retrieve_memory.")]
 MemoryId: TypeAlias = Annotated[
     str,
     AfterValidator(str.strip),

@@ -116,13 +116,14 @@ class ContextWindow:
         """The reducible messages by round (AgeMem, section 3.2), system messages left out.
 
         A round is a user message and what followed until the next one. What stands before the
-        first user message is a round of its own.
+        first user message is a round of its own, and so is a summary with what follows it: it stands
+        for user messages.
         """
         rounds: list[list[Message]] = []
         for message in self.messages:
             if message.role is Role.SYSTEM:
                 continue
-            if message.role is Role.USER or not rounds:
+            if message.role is Role.USER or message.kind is MessageKind.SUMMARY or not rounds:
                 rounds.append([])
             rounds[-1].append(message)
         return rounds

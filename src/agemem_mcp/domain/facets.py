@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from agemem_mcp.domain.memory import AnyOf, Condition, Range
+from agemem_mcp.domain.text import preview
 from agemem_mcp.errors import InvalidOperation
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def _range(key: str, bounds: Mapping[str, Any]) -> Range:
     for comparison, bound in bounds.items():
         number = _comparable(bound)
         if number is None:
-            msg = f"metadata_filter: {key!r} {comparison} {bound!r} needs a number or an ISO time such as 2026-01-31."
+            shown = preview(str(bound), 60)
+            msg = f"metadata_filter: {key!r} {comparison} {shown!r} needs a number or an ISO time such as 2026-01-31."
             raise InvalidOperation(msg)
         parsed[_COMPARISONS[comparison]] = number
     return Range(number_key(key), **parsed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from agemem_mcp.domain import arguments
 from agemem_mcp.domain.context import SessionLives, in_words
@@ -347,7 +347,7 @@ def _explain(operation: type[Operation], error: ValidationError) -> str:
     for problem in error.errors(include_url=False)[:5]:
         where = ".".join(str(part) for part in problem["loc"]) or "arguments"
         if problem["type"] == "missing":
-            hint = " (Retrieve_memory or Append_context return one)" if where == "session_id" else ""
+            hint = " (Retrieve_memory returns one)" if where == "session_id" else ""
             problems.append(f"{where} is missing{hint}")
         elif problem["type"] == "extra_forbidden":
             problems.append(f"there is no argument {where} (there are {', '.join(_argument_names(operation))})")
@@ -369,6 +369,3 @@ RESULT_TYPES: dict[str, type[BaseModel]] = {
     "Append_context": AppendResult,
     "Show_context": ShowResult,
 }
-
-OPERATION_ADAPTER: TypeAdapter[AnyOperation] = TypeAdapter(AnyOperation)
-"""Validates any operation given as ``{"name": …, **arguments}``."""

@@ -134,6 +134,10 @@ class MemoryIndex(Protocol):
         """Number of entries over all scopes."""
         ...
 
+    async def clear(self) -> None:
+        """Drop every entry, to be filled anew."""
+        ...
+
     async def close(self) -> None:
         """Release files and connections."""
         ...
@@ -200,8 +204,12 @@ class SessionTransaction(Protocol):
         """The scope's session with this handle, expired or not."""
         ...
 
-    async def put_session(self, session: Session) -> None:
-        """Create or replace a session's row."""
+    async def add_session(self, session: Session) -> bool:
+        """Store a new session; False, and nothing done, if its handle is taken in any scope."""
+        ...
+
+    async def keep_session(self, session: Session) -> None:
+        """Store when a session was last used and when it expires."""
         ...
 
     async def messages(self, session_id: str, *, active_only: bool = True) -> list[Message]:

@@ -15,6 +15,7 @@ from agemem_mcp.domain.results import (
     UpdateResult,
 )
 from agemem_mcp.domain.text import preview
+from agemem_mcp.service.memory_service import retrieved_text
 
 
 def as_text(result: OperationResult) -> str:  # noqa: PLR0911  one return per result
@@ -29,9 +30,11 @@ def as_text(result: OperationResult) -> str:  # noqa: PLR0911  one return per re
         case RetrieveResult():
             return _retrieved(result)
         case SummaryResult():
+            # A caller knows its own summary.
+            text = "your summary." if result.method == "caller" else f"a summary ({result.method}):\n{result.summary}"
             return (
-                f"Replaced {_count(len(result.replaced), 'message')} by a summary ({result.method}):\n"
-                f"{result.summary}\n{_context(result.session_id, result.context)}"
+                f"Replaced {_count(len(result.replaced), 'message')} by {text}\n"
+                f"{_context(result.session_id, result.context)}"
             )
         case FilterResult():
             lines = [f"- {one.message_id} ({one.role}) {one.preview}" for one in result.removed]
@@ -56,10 +59,10 @@ def _added(result: AddResult) -> str:
 
 
 def _retrieved(result: RetrieveResult) -> str:
-    lines = [f"- {one.memory_id} ({one.score:.2f}) {one.content}" for one in result.memories]
     how = " (by words alone: no embedding model is configured)" if result.search == "lexical" else ""
-    head = f"{_count(len(lines), 'memory', 'memories')} found{how}" + (":" if lines else ".")
-    return "\n".join([head, *lines, _context(result.session_id, result.context)])
+    head = f"{_count(len(result.memories), 'memory', 'memories')} found{how}" + (":" if result.memories else ".")
+    found = [retrieved_text(result.memories)] if result.memories else []
+    return "\n".join([head, *found, _context(result.session_id, result.context)])
 
 
 def _context(session_id: str, info: ContextInfo) -> str:

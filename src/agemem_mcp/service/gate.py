@@ -109,6 +109,14 @@ class ServiceGate:
             await asyncio.gather(self._holder, return_exceptions=True)
 
     def _note(self, progress: Progress) -> None:
+        """Keep what those who wait are told; ends long work (a download, a replay) once nobody waits any more.
+
+        Raises:
+            ConfigurationError: the gate is closing.
+        """
+        if self._closing.is_set():
+            msg = "The server is shutting down."
+            raise ConfigurationError(msg)
         self._progress = progress
 
     async def _hold(self, opening: asyncio.Future[MemoryService]) -> None:

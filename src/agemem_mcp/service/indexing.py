@@ -56,11 +56,15 @@ class Indexer:
     async def start(self) -> None:
         """Take up from the last flush.
 
-        A position beyond the ledger's end means that an older ledger was put in place: everything is applied
-        again, and what the ledger no longer knows is dropped when a search comes upon it.
+        A position beyond the ledger's end means that an older ledger was put in place (a restored backup): the index
+        is emptied and filled anew, or entries that the ledger does not know would crowd out those it does.
         """
         flushed = await self._index.flushed_seq()
-        self._reached = self._flushed = flushed if flushed <= await self._ledger.last_seq() else 0
+        if flushed > await self._ledger.last_seq():
+            log.warning("the ledger is older than the index, which is rebuilt", index_at=flushed)
+            await self._index.clear()
+            flushed = 0
+        self._reached = self._flushed = flushed
 
     async def catch_up(self, seq: int | None = None) -> None:
         """Apply everything up to ``seq``, or to the ledger's end.

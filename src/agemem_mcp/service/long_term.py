@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from agemem_mcp.domain.facets import conditions_from
 from agemem_mcp.domain.memory import (
     Actor,
@@ -17,7 +19,7 @@ from agemem_mcp.domain.memory import (
 )
 from agemem_mcp.domain.results import AddResult, DeleteResult, SimilarMemory, UpdateResult
 from agemem_mcp.domain.text import check_json, digest
-from agemem_mcp.errors import InvalidOperation, NotFound
+from agemem_mcp.errors import InvalidOperation, NotFound, StoreError
 from agemem_mcp.service.archive import no_such_memory
 from agemem_mcp.service.fusion import fuse
 from agemem_mcp.service.indexing import Indexer, indexed_text
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from agemem_mcp.domain.memory import MemoryEvent, Metadata, Scope, VectorD
     from agemem_mcp.domain.operations import AddMemory, DeleteMemory, UpdateMemory
     from agemem_mcp.domain.ports import Clock, Embedder, IdSource, Ledger, LedgerTransaction, MemoryIndex
+
+log = structlog.get_logger(__name__)
 
 _CANDIDATES = 100
 _SIMILAR_SHOWN = 3
@@ -72,7 +76,7 @@ class LongTermMemory:
         return self._embedder is None
 
     async def add(self, scope: Scope, operation: AddMemory, origin: Origin) -> AddResult:
-        """Store a memory, or return the one with the same text.
+        """Store a memory, or return the one with the same text, with new metadata merged into it.
 
         Raises:
             InvalidOperation: ``metadata.expires_at`` is not a time to come.
@@ -87,7 +91,7 @@ class LongTermMemory:
         async def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, bool, int]:
             existing = await ledger.head_by_digest(scope, fingerprint)
             if existing is not None:
-                return await self._merge_duplicate(ledger, existing, operation, origin)
+                return await self._merge_duplicate(ledger, existing, operation.memory_type, metadata, origin)
             now = self._clock.now()
             record = MemoryRecord(
                 scope=scope,
@@ -224,11 +228,17 @@ class LongTermMemory:
         return record
 
     async def _merge_duplicate(
-        self, ledger: LedgerTransaction, existing: MemoryRecord, operation: AddMemory, origin: Origin
+        self,
+        ledger: LedgerTransaction,
+        existing: MemoryRecord,
+        memory_type: str | None,
+        metadata: Metadata,
+        origin: Origin,
     ) -> tuple[MemoryRecord, bool, int]:
-        merged = self._changed(
-            existing, content=existing.content, metadata=operation.metadata, memory_type=operation.memory_type
-        )
+        if existing.expires_at is not None and "expires_at" not in metadata:
+            # Asked to remember without an end what was to end: it must not vanish unannounced.
+            metadata = {**metadata, "expires_at": None}
+        merged = self._changed(existing, content=existing.content, metadata=metadata, memory_type=memory_type)
         if merged is existing:
             return existing, True, 0
         event = await _append(ledger, MemoryEventKind.UPDATE, merged, origin)
@@ -311,9 +321,13 @@ class LongTermMemory:
 
     async def _near(self, scope: Scope, content: str, vector: VectorD | None) -> list[SimilarMemory]:
         """Existing memories close to a text: by cosine, or by shared words where there is no model."""
-        lists = await self._index.search(
-            MemoryQuery(scope=scope, text=content, vector_D=vector, limit=_SIMILAR_SHOWN + 1, now=self._clock.now())
-        )
+        query = MemoryQuery(scope=scope, text=content, vector_D=vector, limit=_SIMILAR_SHOWN + 1, now=self._clock.now())
+        try:
+            lists = await self._index.search(query)
+        except StoreError as error:
+            # The index may be out of reach for a while; what is to be remembered goes to the ledger all the same.
+            log.warning("close memories could not be looked for", error=str(error))
+            return []
         scores = {one.memory_id: one.score for one in lists.dense if one.score >= _SIMILAR_COSINE}
         candidates = list(scores) if vector is not None else [one.memory_id for one in lists.sparse]
         heads = await self._live_heads(scope, candidates)

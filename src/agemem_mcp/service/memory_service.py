@@ -19,6 +19,8 @@ from agemem_mcp.domain.results import RetrievedMemory, RetrieveResult
 from agemem_mcp.service.long_term import LongTermMemory, Origin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from agemem_mcp.domain.memory import Scope, ScoredMemory
     from agemem_mcp.domain.operations import AnyOperation
     from agemem_mcp.domain.results import OperationResult
@@ -67,34 +69,34 @@ class MemoryService:
         hits = await self.long_term.search(
             scope, operation.query, top_k=operation.top_k, metadata_filter=operation.metadata_filter
         )
+        memories = [_shown(hit) for hit in hits]
         session_id, info = await self.short_term.insert_retrieved(
             scope,
             operation.session_id,
-            text=retrieved_text(hits) if hits else None,
+            text=retrieved_text(memories) if memories else None,
             actor=origin.actor,
             query=operation.query,
-            memory_ids=[hit.record.memory_id for hit in hits],
+            memory_ids=[memory.memory_id for memory in memories],
         )
         return RetrieveResult(
             session_id=session_id,
-            memories=[_shown(hit) for hit in hits],
+            memories=memories,
             search="lexical" if self.long_term.lexical_only else "hybrid",
             context=info,
         )
 
 
-def retrieved_text(hits: list[ScoredMemory]) -> str:
-    """Retrieved memories as one message of a context, one to a paragraph, with the ids that Update needs."""
-    return "\n".join(_line(hit) for hit in hits)
+def retrieved_text(memories: Sequence[RetrievedMemory]) -> str:
+    """Retrieved memories, one to a paragraph, with the ids that Update needs and what tells old from new."""
+    return "\n".join(_line(memory) for memory in memories)
 
 
-def _line(hit: ScoredMemory) -> str:
-    record = hit.record
-    title = record.metadata.get("title")
-    about = [record.updated_at.date().isoformat()]
-    about += [record.memory_type] if record.memory_type else []
+def _line(memory: RetrievedMemory) -> str:
+    title = memory.metadata.get("title")
+    about = [memory.updated_at.date().isoformat()]
+    about += [memory.memory_type] if memory.memory_type else []
     about += [title] if isinstance(title, str) and title.strip() else []
-    return f"[{record.memory_id}] ({', '.join(about)}) {record.content}"
+    return f"[{memory.memory_id}] ({', '.join(about)}) {memory.content}"
 
 
 def _shown(hit: ScoredMemory) -> RetrievedMemory:

@@ -44,17 +44,18 @@ class Sessions:
     async def mint(self, store: SessionTransaction, scope: Scope) -> str:
         """Open a session; returns its handle."""
         now = self._clock.now()
-        session_id = self._ids.session_id()
-        session = Session(
-            scope=scope,
-            session_id=session_id,
-            created_at=now,
-            used_at=now,
-            named=False,
-            expires_at=now + self._rules.lives.unnamed,
-        )
-        await store.put_session(session)
-        return session_id
+        while True:
+            session = Session(
+                scope=scope,
+                session_id=self._ids.session_id(),
+                created_at=now,
+                used_at=now,
+                named=False,
+                expires_at=now + self._rules.lives.unnamed,
+            )
+            # Under a seed the handles of an earlier run come again, and some of them are in use.
+            if await store.add_session(session):
+                return session.session_id
 
     async def use(self, store: SessionTransaction, scope: Scope, session_id: str) -> None:
         """Make sure that the session is the caller's, and prolong its life: naming it shows that it is in use.
@@ -68,11 +69,11 @@ class Sessions:
             lives = self._rules.lives
             msg = (
                 f"There is no session {preview(session_id, 60)!r}, or it has expired (after {in_words(lives.used)} "
-                f"without use, {in_words(lives.unnamed)} if it was never named). Call Retrieve_memory or "
-                f"Append_context without session_id for a new one."
+                f"without use, {in_words(lives.unnamed)} if it was never named). Call Retrieve_memory "
+                f"without session_id for a new one."
             )
             raise NotFound(msg)
-        await store.put_session(replace(session, used_at=now, named=True, expires_at=now + self._rules.lives.used))
+        await store.keep_session(replace(session, used_at=now, named=True, expires_at=now + self._rules.lives.used))
 
     async def window(self, store: SessionTransaction, session_id: str) -> ContextWindow:
         """The messages now in the context, all counted with one tokenizer."""

@@ -55,7 +55,7 @@ async def store(tmp_path: Path) -> AsyncGenerator[SqliteSessionStore]:
 async def put(store: SqliteSessionStore, one: Session, *messages: Message) -> None:
     """Write a session and messages of it."""
     async with store.transaction() as transaction:
-        await transaction.put_session(one)
+        await transaction.add_session(one)
         await transaction.put_messages(one.session_id, messages)
 
 
@@ -112,7 +112,7 @@ async def test_the_next_ordinal_counts_messages_that_left_too(store: SqliteSessi
 async def test_an_error_undoes_the_whole_transaction(store: SqliteSessionStore) -> None:
     async def fails() -> None:
         async with store.transaction() as transaction:
-            await transaction.put_session(session())
+            await transaction.add_session(session())
             await transaction.put_messages("ctx_1", [message(1)])
             raise InvalidOperation
 

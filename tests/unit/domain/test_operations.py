@@ -10,7 +10,6 @@ import pytest
 
 from agemem_mcp.domain.operations import (
     HELPERS,
-    OPERATION_ADAPTER,
     RESULT_TYPES,
     SIX,
     AddMemory,
@@ -105,7 +104,7 @@ def test_a_field_named_title_or_description_stays_in_an_output_schema() -> None:
 @pytest.mark.parametrize("name", VALID)
 def test_an_operation_survives_the_way_through_json(name: str) -> None:
     operation = read(name)
-    assert OPERATION_ADAPTER.validate_json(OPERATION_ADAPTER.dump_json(operation)) == operation
+    assert type(operation).model_validate_json(operation.model_dump_json()) == operation
 
 
 def test_defaults_are_those_of_the_paper() -> None:

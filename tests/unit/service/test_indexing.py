@@ -49,7 +49,8 @@ class UnreliableIndex:
         self.applied.append(len(upserts) + len(deletes))
 
     async def search(self, query: MemoryQuery) -> ScoreLists:
-        """Search."""
+        """Search, unless told to fail."""
+        self._fail("search")
         return await self.real.search(query)
 
     async def flushed_seq(self) -> int:
@@ -64,6 +65,10 @@ class UnreliableIndex:
     async def count(self) -> int:
         """As the real one."""
         return await self.real.count()
+
+    async def clear(self) -> None:
+        """As the real one."""
+        await self.real.clear()
 
     async def close(self) -> None:
         """As the real one."""
@@ -234,3 +239,24 @@ async def test_the_index_is_flushed_now_and_then_without_a_restart(
             flusher: Any = store.indexer._flusher
             await flusher
             assert await store.index.flushed_seq() == number
+
+
+async def test_an_older_ledger_put_in_place_is_not_crowded_out_by_what_it_does_not_know(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.add("The oldest memory.")
+    backup = (tmp_path / "ledger.db").read_bytes()
+    async with opened(tmp_path) as store:
+        for number in range(120):
+            await store.add(f"A later memory, number {number}.")
+    (tmp_path / "ledger.db").write_bytes(backup)
+    async with opened(tmp_path) as store:
+        assert await store.found("memory") == ["The oldest memory."]
+        assert await store.index.count() == 1
+
+
+async def test_a_memory_is_stored_while_the_index_cannot_be_searched(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        store.index.failures.append("search")
+        await store.add("Kept all the same.")
+        assert store.index.failures == []
+        assert await store.found("kept") == ["Kept all the same."]

@@ -15,7 +15,15 @@ from agemem_mcp.service.summarising import SummarizerChain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MESSAGES = [Message("msg_1", Role.USER, "text", datetime(2026, 1, 1, tzinfo=UTC), 1)]
+
+def messages_of(tokens: int) -> list[Message]:
+    """One message of so many tokens."""
+    return [Message("msg_1", Role.USER, "text", datetime(2026, 1, 1, tzinfo=UTC), 1, tokens, "words")]
+
+
+async def words(text: str) -> int:
+    """A word counts as a token here."""
+    return len(text.split())
 
 
 @dataclass
@@ -28,7 +36,7 @@ class Says:
 
     async def summarise(self, messages: Sequence[Message], *, max_tokens: int) -> str:
         """Say it."""
-        assert list(messages) == MESSAGES
+        assert [message.content for message in messages] == ["text"]
         self.limits.append(max_tokens)
         if isinstance(self.text, Exception):
             raise self.text
@@ -37,7 +45,9 @@ class Says:
 
 async def summary(*summarizers: Says, given: str | None = None, tokens: int = 1000) -> tuple[str, str]:
     """What a chain of these makes."""
-    return await SummarizerChain(summarizers).summarise(MESSAGES, given=given, tokens=tokens)
+    made = await SummarizerChain(summarizers, count=words).summarise(messages_of(tokens), given=given)
+    assert made.tokens == await words(made.text)
+    return made.text, made.method
 
 
 async def test_the_callers_own_summary_comes_first_and_nobody_is_asked() -> None:
@@ -52,7 +62,7 @@ async def test_the_first_that_succeeds_is_taken() -> None:
     assert unasked.limits == []
 
 
-@pytest.mark.parametrize("failure", [ProviderError("down"), "", " \n"], ids=repr)
+@pytest.mark.parametrize("failure", [ProviderError("down"), "", " \n", "half \ud83c", "long " * 1000], ids=repr)
 async def test_the_next_one_stands_in_for_one_that_fails_or_says_nothing(failure: str | Exception) -> None:
     assert await summary(Says(failure), Says("two", "second")) == ("two", "second")
 
@@ -63,7 +73,7 @@ async def test_a_fault_of_the_code_is_not_taken_for_a_failing_endpoint() -> None
 
 
 async def test_where_nobody_can_the_caller_is_asked_to_write_it() -> None:
-    with pytest.raises(InvalidOperation, match="Write one yourself and pass it as `summary`"):
+    with pytest.raises(InvalidOperation, match="write a summary yourself and pass it as `summary`"):
         await summary(Says(""))
 
 
