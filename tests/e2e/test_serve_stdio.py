@@ -6,10 +6,16 @@ import json
 import os
 import signal
 import subprocess
-from typing import Any
+import threading
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from mcp.shared.exceptions import MCPError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 BOTH_ERAS = pytest.mark.parametrize("mode", ["auto", "legacy"])
 SIX = {"Add_memory", "Update_memory", "Delete_memory", "Retrieve_memory", "Summary_context", "Filter_context"}
@@ -191,3 +197,78 @@ def test_sigterm_ends_the_server_cleanly_and_frees_the_folder(place: Any, wait_u
     assert process.end(signal.SIGTERM) == 0
     assert not (place.data / "lock.pid").exists()
     assert [one["content"] for one in place.run("memories", "list", "--json").json()] == ["x y"]
+
+
+START = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
+HANDSHAKE: list[dict[str, Any]] = [
+    {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": START},
+    {"jsonrpc": "2.0", "method": "notifications/initialized"},
+]
+
+
+def lines(messages: list[dict[str, Any]]) -> bytes:
+    """Messages as they go over the pipe."""
+    return b"".join(json.dumps(message).encode() + b"\n" for message in messages)
+
+
+def test_calls_that_have_begun_are_answered_before_the_end_of_stdin_ends_the_server(place: Any) -> None:
+    process = place.start("serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    calls: list[dict[str, Any]] = []
+    for number in range(1, 51):
+        params = {"name": "Add_memory", "arguments": {"content": f"Memory number {number}."}}
+        calls.append({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params})
+    process.stdin.write(lines([*HANDSHAKE, *calls]))
+    process.stdin.close()
+    answers = [json.loads(line) for line in process.stdout]
+    stored = {one["id"] for one in answers if "structuredContent" in one.get("result", {})}
+    assert stored == set(range(1, 51))
+    assert process.wait() == 0
+
+
+@contextmanager
+def slow_hub() -> Generator[str]:
+    """A hub whose files come at a few bytes a second; gives its address."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            with suppress(OSError):
+                while not over.wait(0.2):
+                    self.wfile.write(b"x" * 100)
+                    begun.set()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
+            """Say nothing."""
+
+    over = threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    begun.clear()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+begun = threading.Event()
+
+
+@pytest.mark.parametrize("ending", ["end of stdin", "SIGTERM"])
+def test_a_server_that_is_still_fetching_files_ends_when_it_is_told_to(place: Any, ending: str) -> None:
+    with slow_hub() as address:
+        fetching = {"AGEMEM_EMBEDDING": "", "AGEMEM_HUB_URL": address}
+        process = place.start("serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=fetching)
+        process.stdin.write(lines([*HANDSHAKE, {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}]))
+        process.stdin.flush()
+        assert begun.wait(60), process.log
+        if ending == "SIGTERM":
+            assert process.end(signal.SIGTERM) == 0
+        else:
+            process.stdin.close()
+            assert process.wait() == 0

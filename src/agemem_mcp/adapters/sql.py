@@ -57,7 +57,7 @@ def _explain(path: Path, text: str) -> str:
     if "disk is full" in lowered or "disk i/o error" in lowered:
         return f"The disk that holds {path} is full or failing. Nothing was changed. Free some space and try again."
     if "readonly" in lowered or "unable to open" in lowered:
-        return f"{path} cannot be written. Check the permissions of its folder, or choose another --data-dir."
+        return f"{path} cannot be opened or written. Check its folder and permissions, or choose another --data-dir."
     if "locked" in lowered:
         return f"{path} is locked by another program. Close that program and try again."
     return f"The database {path} failed: {text.splitlines()[0]}"

@@ -72,9 +72,25 @@ def test_a_folder_that_was_there_keeps_its_permissions(tmp_path: Path) -> None:
     assert mode(tmp_path) == 0o750
 
 
-def test_preparing_leaves_nothing_but_the_indexs_folder(folder: DataFolder) -> None:
+def test_preparing_makes_the_places_of_what_will_be_stored_and_nothing_else(folder: DataFolder) -> None:
     folder.prepare()
-    assert set(folder.directory.iterdir()) <= {folder.index}
+    assert set(folder.directory.iterdir()) == {folder.index, folder.ledger, folder.sessions}
+    assert not folder.has_memory
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits are POSIX")
+def test_what_is_stored_is_private_also_in_a_folder_that_is_not(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    folder = DataFolder(tmp_path)
+    folder.prepare()
+    assert (mode(folder.index), mode(folder.ledger), mode(folder.sessions)) == (0o700, 0o600, 0o600)
+
+
+def test_a_lock_file_that_cannot_be_opened_is_told(folder: DataFolder) -> None:
+    folder.prepare()
+    (folder.directory / "lock").mkdir()
+    with pytest.raises(ConfigurationError, match=r"cannot be locked.*--data-dir"):
+        folder.lock()
 
 
 def test_a_file_in_the_folders_place_is_refused_and_left(tmp_path: Path) -> None:

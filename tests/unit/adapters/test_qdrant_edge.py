@@ -124,7 +124,7 @@ async def test_a_second_process_is_told_who_holds_the_index_and_does_no_harm(tmp
     with child(tmp_path / "index") as holder:
         tell(holder, "apply 5")
         read_until(holder, "done")
-        with pytest.raises(StoreError, match=rf"process id {holder.pid}\).*stop it, or give this one another"):
+        with pytest.raises(StoreError, match=rf"process id {holder.pid}\).*end that one, .*or choose another"):
             await opened(tmp_path / "index")
         tell(holder, "flush 5")
         read_until(holder, "done")

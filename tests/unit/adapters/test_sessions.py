@@ -178,5 +178,5 @@ async def test_contexts_are_written_safe_against_a_kill_without_waiting_for_the_
 
 async def test_a_read_only_store_refuses_to_write(store: SqliteSessionStore, tmp_path: Path) -> None:
     async with opened(tmp_path / "sessions.db", read_only=True) as reader:
-        with pytest.raises(StoreError, match="cannot be written"):
+        with pytest.raises(StoreError, match="cannot be opened or written"):
             await put(reader, session())

@@ -33,7 +33,7 @@ async def threads_end() -> AsyncGenerator[None]:
     yield
     for thread in threading.enumerate():
         if "_connection_worker_thread" in thread.name:
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, 10)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ async def test_a_read_only_engine_reads_beside_a_writer_and_cannot_write(path: P
         await GroupCommitter(writer, path).run(note("one"))
         async with reader.connect() as connection:
             assert (await connection.exec_driver_sql("SELECT text FROM notes")).scalar() == "one"
-        with pytest.raises(StoreError, match="cannot be written"), translated(path):
+        with pytest.raises(StoreError, match="cannot be opened or written"), translated(path):
             async with reader.begin() as connection:
                 await note("two")(connection)
         await reader.dispose()
@@ -279,7 +279,7 @@ async def test_a_damaged_file_is_reported_and_left_as_it_is(path: Path, content:
 
 
 async def test_a_file_in_a_missing_folder_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="Check the permissions of its folder"):
+    with pytest.raises(StoreError, match="Check its folder and permissions"):
         async with opened(tmp_path / "missing" / "notes.db"):
             pass
 

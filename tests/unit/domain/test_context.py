@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agemem_mcp.domain.context import ContextWindow, Message, Role
+from agemem_mcp.domain.context import ContextWindow, Message, MessageKind, Role
 from agemem_mcp.errors import InvalidOperation
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -65,3 +65,12 @@ def test_a_context_without_rounds_has_no_span(roles: str) -> None:
 
 def test_the_tokens_of_a_context_are_those_of_all_its_messages() -> None:
     assert window("suau").tokens == 0 + 1 + 2 + 3
+
+
+def test_a_summary_opens_a_round_because_it_stands_for_user_messages() -> None:
+    talk = [(Role.USER, MessageKind.MESSAGE), (Role.TOOL, MessageKind.SUMMARY), (Role.ASSISTANT, MessageKind.MESSAGE)]
+    messages = tuple(
+        Message(f"msg_{number}", role, "x", NOW, number, kind=kind) for number, (role, kind) in enumerate(talk, 1)
+    )
+    summed = ContextWindow(messages, budget_tokens=100, tokenizer="words", approximate=False)
+    assert [[one.message_id for one in round_] for round_ in summed.rounds()] == [["msg_1"], ["msg_2", "msg_3"]]

@@ -131,7 +131,7 @@ def test_missing_arguments_are_named(arguments: dict[str, Any] | None) -> None:
 
 
 def test_a_missing_session_is_refused_with_the_way_to_get_one() -> None:
-    assert "Retrieve_memory or Append_context return one" in refusal("Show_context", {})
+    assert "Retrieve_memory returns one" in refusal("Show_context", {})
 
 
 def test_an_unknown_argument_is_refused_with_those_there_are() -> None:

@@ -90,11 +90,11 @@ CASES: dict[str, tuple[Any, str]] = {
             search="hybrid",
             context=info(),
         ),
-        f"2 memories found:\n- mem_1 (0.50) Ana likes tea\n- mem_2 (0.12) Bo\ndrives\n{CONTEXT}",
+        f"2 memories found:\n[mem_1] (2026-01-01) Ana likes tea\n[mem_2] (2026-01-01) Bo\ndrives\n{CONTEXT}",
     ),
     "retrieve by words": (
         RetrieveResult(session_id="ctx_1", memories=[hit("mem_1", "tea", 1)], search="lexical", context=info()),
-        "1 memory found (by words alone: no embedding model is configured):\n" + f"- mem_1 (1.00) tea\n{CONTEXT}",
+        "1 memory found (by words alone: no embedding model is configured):\n" + f"[mem_1] (2026-01-01) tea\n{CONTEXT}",
     ),
     "retrieve nothing": (
         RetrieveResult(session_id="ctx_1", memories=[], search="hybrid", context=info()),
@@ -102,7 +102,7 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "summary": (
         SummaryResult(session_id="ctx_1", summary="Tea.", method="caller", replaced=["msg_1"], context=info()),
-        f"Replaced 1 message by a summary (caller):\nTea.\n{CONTEXT}",
+        f"Replaced 1 message by your summary.\n{CONTEXT}",
     ),
     "filter": (
         FilterResult(session_id="ctx_1", removed=[removed(1), removed(2)], mode="hybrid", context=info()),

@@ -101,9 +101,17 @@ async def test_other_metadata_with_the_same_text_is_merged_as_a_new_version(memo
     assert (second.memory_id, second.duplicate) == (first.memory_id, True)
     head = await memory.head(first.memory_id)
     assert (head.version, head.memory_type) == (2, "fact")
-    assert head.metadata == {"topic": "drinks", "source": "mail", "new": [1]}
+    # Models fill in what they leave out with null: in a new memory it says nothing.
+    assert head.metadata == {"topic": "drinks", "source": "mail", "n": 1, "new": [1]}
     assert await memory.found("tea", source="mail") == ["Ana likes tea."]
     assert await memory.found("tea", source="chat") == []
+
+
+async def test_a_fact_that_was_to_end_stays_when_it_is_added_again_without_an_end(memory: Memory) -> None:
+    first = await memory.add("Ana is in Oslo.", expires_at="2030-01-01")
+    assert (await memory.add("Ana is in Oslo.")).memory_id == first.memory_id
+    head = await memory.head(first.memory_id)
+    assert (head.expires_at, head.metadata, head.version) == (None, {}, 2)
 
 
 async def test_the_same_text_in_another_scope_is_another_memory(memory: Memory) -> None:

@@ -135,7 +135,7 @@ async def test_unknown_foreign_and_expired_sessions_are_refused_with_the_same_te
                 await call
             texts.add(str(caught.value).replace(session_id, "ID"))
     assert len(texts) == 1
-    assert "Call Retrieve_memory or Append_context without session_id" in texts.pop()
+    assert "Call Retrieve_memory without session_id" in texts.pop()
     assert await context.shown(foreign_again, Scope("ana")) == ids(1)
 
 
@@ -168,3 +168,16 @@ async def test_a_context_counted_by_another_tokenizer_is_counted_anew(
         counted = sum(tokens.count(text) for _, text in [*TALK, ("user", "Hello")])
     assert (appended.context.tokenizer, appended.context.approximate) == ("o200k_base", False)
     assert appended.context.tokens == counted != estimated.tokens
+
+
+async def test_handles_that_come_again_under_a_seed_open_sessions_of_their_own(
+    lexical_settings: Settings, clock: SteppingClock
+) -> None:
+    other = Scope(namespace="other")
+    async with opened(lexical_settings, clock) as context:
+        first = await context.append(("user", "The secret of one namespace."))
+    async with opened(lexical_settings, clock) as context:
+        second = await context.append(("user", "Hello"), scope=other)
+        assert second.session_id != first.session_id
+        assert await context.shown(second.session_id, scope=other) == ids(1)
+        assert await context.shown(first.session_id) == ids(1)
