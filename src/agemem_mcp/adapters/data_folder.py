@@ -78,7 +78,20 @@ class DataFolder:
         return all(path.exists() and path.stat().st_size > 0 for path in (self.ledger, self.sessions))
 
     def prepare(self) -> None:
-        """Make the folder if need be, readable by its owner alone.
+        """Make the folder and the places of what will be stored, for their owner alone.
+
+        Raises:
+            ConfigurationError: it cannot be made or written, or its disk is full.
+        """
+        self.check()
+        self.index.mkdir(mode=PRIVATE, exist_ok=True)
+        for database in (self.ledger, self.sessions):
+            # Made here because the folder may have been there before, open to others; SQLite gives its side files
+            # the same permissions.
+            database.touch(mode=0o600)
+
+    def check(self) -> None:
+        """Make sure that the folder can be used, making it if need be.
 
         Raises:
             ConfigurationError: it cannot be made or written, or its disk is full.
@@ -89,11 +102,6 @@ class DataFolder:
             if missing:
                 # mkdir's mode is cut by the umask, and never applied to a folder that was there.
                 self.directory.chmod(PRIVATE)
-            self.index.mkdir(mode=PRIVATE, exist_ok=True)
-            for database in (self.ledger, self.sessions):
-                # Made here, for its owner alone: the folder may have been there before, open to others. SQLite
-                # gives its side files the same permissions.
-                database.touch(mode=0o600)
             probe = self.directory / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()

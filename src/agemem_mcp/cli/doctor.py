@@ -118,7 +118,7 @@ async def _memory(settings: Settings, *, deep: bool) -> list[Finding]:
     if not folder.directory.exists():
         return [Finding("memory", "note", f"{folder.directory} does not exist yet: the first `serve` makes it")]
     try:
-        folder.prepare()
+        folder.check()
         findings.append(Finding("data folder", "ok", str(folder.directory)))
     except AgeMemError as error:
         return [Finding("data folder", "problem", str(error))]
