@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from agemem_mcp.cli.output import (
     Json,
     Limit,
     Namespace,
+    as_json_line,
     iso,
     print_json,
     print_table,
@@ -56,7 +58,13 @@ def list_memories(
         print_json([_fields(record) for record in records])
         return
     rows = [(one.memory_id, when(one.updated_at), one.memory_type, preview(one.content, 100)) for one in records]
-    print_table(("id", "changed", "type", "content"), rows, empty="No memories here yet.")
+    columns = ("id", "changed", "type", "content")
+    if all_:
+        now = datetime.now(UTC)
+        states = ["deleted" if one.deleted else "" if one.is_live(now) else "expired" for one in records]
+        rows = [(*row, state) for row, state in zip(rows, states, strict=True)]
+        columns = (*columns, "state")
+    print_table(columns, rows, empty="No memories here yet.")
 
 
 @app.command()
@@ -99,7 +107,8 @@ def show(memory_id: MemoryId, data_dir: DataDir = None, namespace: Namespace = N
         print_json(fields)
         return
     for name, value in fields.items():
-        typer.echo(f"{name + ':':<13} {'' if value is None else value}")
+        shown = value if isinstance(value, str) else "" if value is None else as_json_line(value)
+        typer.echo(f"{name + ':':<13} {shown}")
 
 
 @app.command()

@@ -100,6 +100,11 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
+def as_json_line(value: object) -> str:
+    """JSON on one line, for a value within a text."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
     """Print a table for people, or say that there is nothing."""
     from rich.table import Table  # noqa: PLC0415  as above
