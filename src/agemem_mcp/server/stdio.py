@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from agemem_mcp.server.tools import ToolOffer
     from agemem_mcp.service.gate import ServiceGate
 
-_SETTLING_S = 30.0
+_SETTLING_S = 10.0
 """How long calls that have begun may take to be answered once the client is gone or a signal came."""
 _WRITING_S = 0.1
 """What the last answer may take from the stream to the pipe."""
