@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from agemem_mcp.adapters.assets import AssetProgress
 
-app = typer.Typer(help="The model and tokenizer files.", no_args_is_help=True)
+app = typer.Typer(
+    help="The model and tokenizer files.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
 
 
 @app.callback()

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _DEMO_NAMESPACE = "demo"
 
 
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
 def demo(
     url: Annotated[
         str | None,

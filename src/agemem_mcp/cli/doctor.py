@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import httpx
 import typer
 
 from agemem_mcp._version import __version__
@@ -37,6 +36,10 @@ class Finding:
     todo: str = ""
 
 
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
 def doctor(
     data_dir: DataDir = None,
     deep: Annotated[bool, typer.Option("--deep", help="Read everything: file hashes and database integrity.")] = False,
@@ -69,6 +72,8 @@ def _program(settings: Settings) -> Iterator[Finding]:
 
 
 def _qdrant(url: str) -> Finding:
+    import httpx  # noqa: PLC0415  needed here alone
+
     shown = without_secrets(url)
     try:
         httpx.get(f"{url.rstrip('/')}/readyz", timeout=_PATIENCE_S).raise_for_status()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
@@ -17,17 +18,28 @@ ENTRY_POINT_GROUP = "agemem_mcp.commands"
 """Each entry point is a ``typer.Typer``; its name is the command. Loaded only when called or listed."""
 
 
-class _WithEntryPoints(TyperGroup):
-    """Finds commands of other packages when they are asked for, so that nothing imports upward."""
+_OWN = ("serve", "memories", "sessions", "assets", "doctor", "demo")
+"""Each is a module beside this one with a ``typer.Typer`` named ``app``."""
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401  typer's own context
-        return [*super().list_commands(ctx), *sorted(_offered())]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401  typer's own types
-        command = super().get_command(ctx, cmd_name)
-        if command is None and cmd_name in _offered():
-            command = typer.main.get_command(_offered()[cmd_name].load())
-            command.name = cmd_name
+class _OnDemand(TyperGroup):
+    """Loads a command when it is called or listed: `serve` must not wait for what the others import.
+
+    Commands of other packages are found by entry point, so that nothing imports upward.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002  typer's own context
+        return [*_OWN, *sorted(_offered())]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401, ARG002  typer's own types
+        if cmd_name in _OWN:
+            loaded = import_module(f"agemem_mcp.cli.{cmd_name}").app
+        elif cmd_name in _offered():
+            loaded = _offered()[cmd_name].load()
+        else:
+            return None
+        command = typer.main.get_command(loaded)
+        command.name = cmd_name
         return command
 
 
@@ -37,7 +49,7 @@ def _offered() -> dict[str, Any]:
 
 app = typer.Typer(
     name="agemem-mcp",
-    cls=_WithEntryPoints,
+    cls=_OnDemand,
     help="Memory for any MCP client: long-term and short-term, managed by six tools.",
     no_args_is_help=True,
     add_completion=False,
@@ -61,20 +73,8 @@ def root(
     """Memory for any MCP client."""
 
 
-def _register() -> None:
-    from agemem_mcp.cli import assets, demo, doctor, memories, serve, sessions  # noqa: PLC0415
-
-    app.command()(serve.serve)
-    app.add_typer(memories.app, name="memories")
-    app.add_typer(sessions.app, name="sessions")
-    app.add_typer(assets.app, name="assets")
-    app.command()(doctor.doctor)
-    app.command()(demo.demo)
-
-
 def run() -> None:
     """Run the command line; errors raised on purpose end it with their text and status 1."""
-    _register()
     try:
         app()
     except AgeMemError as error:

@@ -31,7 +31,9 @@ from agemem_mcp.service.long_term import Origin
 if TYPE_CHECKING:
     from agemem_mcp.domain.memory import MemoryEvent, MemoryRecord
 
-app = typer.Typer(help="Look at long-term memory, search it, restore and delete.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at long-term memory, search it, restore and delete.", no_args_is_help=True, rich_markup_mode=None
+)
 MemoryId = Annotated[str, typer.Argument(help="Such as mem_7k2f.")]
 _USER = Origin(actor=Actor.USER)
 

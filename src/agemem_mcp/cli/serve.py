@@ -33,6 +33,10 @@ class Tools(StrEnum):
     ALL = "all"
 
 
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
 def serve(
     transport: Annotated[Transport, typer.Option(help="How clients connect.")] = Transport.STDIO,
     host: Annotated[str | None, typer.Option(help="HTTP: address (127.0.0.1).", show_default=False)] = None,

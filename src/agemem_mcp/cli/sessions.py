@@ -26,7 +26,9 @@ from agemem_mcp.domain.memory import Actor
 if TYPE_CHECKING:
     from agemem_mcp.domain.context import Message, Session
 
-app = typer.Typer(help="Look at short-term contexts and bring back what left them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at short-term contexts and bring back what left them.", no_args_is_help=True, rich_markup_mode=None
+)
 SessionId = Annotated[str, typer.Argument(help="Such as ctx_….")]
 
 
