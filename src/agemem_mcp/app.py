@@ -91,6 +91,9 @@ async def open_service(
         embedder = _embedder(settings, store)
         if embedder is not None:
             stack.push_async_callback(embedder.close)
+        mode = FilterMode.LEXICAL if embedder is None else settings.filter.mode
+        rules = SessionRules(budget_tokens=settings.context.budget_tokens, lives=settings.context.lives)
+        desk = Sessions(tokens=tokens, clock=clock, ids=ids, rules=rules)
         ledger = await SqliteLedger.open(folder.ledger, clock=clock)
         stack.push_async_callback(ledger.close)
         sessions = await SqliteSessionStore.open(folder.sessions)
@@ -101,14 +104,6 @@ async def open_service(
         await indexer.start()
         stack.push_async_callback(indexer.close)
         await indexer.replay(lambda reached, end: on_progress(Progress("bringing the index up to date", reached, end)))
-        mode = FilterMode.LEXICAL if embedder is None else settings.filter.mode
-        theta = settings.filter.theta
-        desk = Sessions(
-            tokens=tokens,
-            clock=clock,
-            ids=ids,
-            rules=SessionRules(budget_tokens=settings.context.budget_tokens, lives=settings.context.lives),
-        )
         short_term = ShortTermMemory(
             store=sessions,
             sessions=desk,
@@ -116,7 +111,7 @@ async def open_service(
             summarizers=SummarizerChain(_summarizers(settings, tokens, stack), count=desk.count),
             clock=clock,
             filter_mode=mode,
-            filter_theta=DEFAULT_THETA[mode] if theta is None else theta,
+            filter_theta=DEFAULT_THETA[mode] if settings.filter.theta is None else settings.filter.theta,
         )
         long_term = LongTermMemory(ledger=ledger, index=index, indexer=indexer, embedder=embedder, clock=clock, ids=ids)
         purger = asyncio.create_task(_purge_now_and_then(short_term.purge_expired))
