@@ -81,9 +81,8 @@ class _Bar:
         """Show how far one asset is."""
         if progress.what not in self._tasks:
             self._tasks[progress.what] = self._progress.add_task(progress.what, total=None)
-        self._progress.update(
-            self._tasks[progress.what],
-            description=f"{progress.what}: {progress.stage}",
-            completed=progress.done_bytes,
-            total=progress.total_bytes,
-        )
+        task = self._tasks[progress.what]
+        self._progress.update(task, description=f"{progress.what}: {progress.stage}")
+        if progress.done_bytes or progress.total_bytes:
+            # A stage without bytes of its own leaves the bar where it is.
+            self._progress.update(task, completed=progress.done_bytes, total=progress.total_bytes)
