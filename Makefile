@@ -1,5 +1,6 @@
 # make serve   a memory server on 127.0.0.1:8000, from a fresh machine with Python 3.11, make and a package index
 # make test    everything that is checked: style, types, import rules, tests
+# make bench   the benchmarks; HOTPOTQA=DIR names the folder with the HotpotQA samples
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,8 +29,12 @@ format: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/agemem-mcp assets pull
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/retrieval.py
-	$(BIN)/python benchmarks/filter_context.py
+ifdef HOTPOTQA
+	$(BIN)/python benchmarks/retrieval.py --data $(HOTPOTQA)/dev_distractor_100.json
+	$(BIN)/python benchmarks/filter_context.py --data $(HOTPOTQA)
+else
+	@echo "Retrieval and filter were not measured: name the folder of the HotpotQA samples, make bench HOTPOTQA=DIR"
+endif
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage*

@@ -6,7 +6,7 @@ exactly those distractors should go; on ``filter_no_shared_words.json``, criteri
 word with what they mean. Weights and thresholds were chosen on HotpotQA's training sample and the
 set's even items; the development sample and the odd items only report.
 
-    python benchmarks/filter_context.py [--data DIR] [--model DIR] [--tune] [--json OUT]
+    python benchmarks/filter_context.py --data DIR [--model DIR] [--tune] [--json OUT]
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 WRITTEN = HERE / "filter_no_shared_words.json"
-DEFAULT_DATA = HERE.parents[1] / "shared" / "data" / "hotpotqa"
 _CACHED_TEXTS = 200_000
 SAMPLES = {"train": "train_100.json", "dev": "dev_distractor_100.json"}
 CRITERIA_PER_QUESTION = 3
@@ -293,7 +292,7 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder with the two HotpotQA samples")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the two HotpotQA samples")
     parser.add_argument("--model", type=Path, help="folder with the ONNX model; default: where `assets pull` puts it")
     parser.add_argument("--tune", action="store_true", help="training halves alone, each with its best threshold")
     parser.add_argument("--json", type=Path, help="write the rows here as well")

@@ -1,6 +1,6 @@
 """Recall of supporting sentences, stored and asked through the MCP tools.
 
-    python benchmarks/retrieval.py [--data ../shared/data/hotpotqa/dev_distractor_100.json] [--json OUT]
+    python benchmarks/retrieval.py --data FILE [--json OUT]
 
 Every sentence of every question's paragraphs becomes one memory (content = the sentence, metadata =
 its title and the question's number). Each question is then retrieved with, filtered by its number,
@@ -27,8 +27,6 @@ from agemem_mcp.app import service_gate
 from agemem_mcp.domain.memory import Scope
 from agemem_mcp.server.tools import MemoryServer
 from agemem_mcp.settings import load_settings
-
-DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data" / "hotpotqa" / "dev_distractor_100.json"
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -110,7 +108,7 @@ async def measure(data: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
+    parser.add_argument("--data", type=Path, required=True, help="HotpotQA questions, official JSON")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     if not arguments.data.exists():
