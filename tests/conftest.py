@@ -36,6 +36,11 @@ def found_assets() -> Path | None:
     return None if {MODEL, TOKENS} & set(AssetStore(folder).missing()) else folder
 
 
+if (_found := found_assets()) is not None:
+    # For the tests of single adapters, which look there and nowhere else.
+    os.environ["AGEMEM_ASSETS_DIR"] = str(_found)
+
+
 @pytest.fixture(scope="session")
 def assets_dir() -> Path:
     """The folder with the real model and tokenizer files."""
