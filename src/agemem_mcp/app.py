@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from agemem_mcp.errors import AgeMemError, ConfigurationError
 from agemem_mcp.service.gate import Progress, ServiceGate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 
     from agemem_mcp.adapters.assets import AssetProgress, AssetStore
     from agemem_mcp.adapters.data_folder import DataFolder
@@ -53,12 +53,14 @@ async def open_service(
     *,
     clock: Clock | None = None,
     ids: IdSource | None = None,
+    locked: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> AsyncGenerator[MemoryService]:
     """Open everything the settings name; close and flush it on exit.
 
     Args:
         settings: what to open.
+        locked: the caller holds the data folder's lock.
         clock: another clock than the system's, for tests and training.
         ids: another source of ids than the settings', for tests and training.
         on_progress: called, perhaps from another thread, while files are being fetched.
@@ -85,7 +87,8 @@ async def open_service(
     folder = DataFolder(settings.data_dir)
     async with AsyncExitStack() as stack:
         folder.prepare()
-        stack.callback(folder.lock().release)
+        if not locked:
+            stack.callback(folder.lock().release)
         store = await _ready_assets(settings, on_progress)
         tokens = await asyncio.to_thread(load_token_counter, settings.context.tokenizer, store.tiktoken_dir)
         embedder = _embedder(settings, store)
@@ -240,8 +243,32 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def service_gate(settings: Settings) -> ServiceGate:
-    """A gate to the service of these settings, not yet opened."""
+@contextmanager
+def owned(settings: Settings) -> Generator[bool]:
+    """Own the settings' data folder for the length of the context, if nobody else does and it can be used."""
+    from agemem_mcp.adapters.data_folder import DataFolder
+
+    folder = DataFolder(settings.data_dir)
+    try:
+        folder.check()
+        lock = folder.lock()
+    except AgeMemError as error:
+        log.info("the folder is not ours", error=str(error))
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def service_gate(settings: Settings, *, locked: bool = False) -> ServiceGate:
+    """A gate to the service of these settings, not yet opened.
+
+    Args:
+        settings: what to open.
+        locked: the caller holds the data folder's lock.
+    """
 
     def load() -> None:
         index = "qdrant_edge" if settings.qdrant_url is None else "qdrant_remote"
@@ -250,4 +277,4 @@ def service_gate(settings: Settings) -> ServiceGate:
         import_module("agemem_mcp.service.memory_service")
 
     # Loading takes the better part of a second: in a thread it holds up nobody's handshake.
-    return ServiceGate(lambda note: open_service(settings, on_progress=note), prepare=load)
+    return ServiceGate(lambda note: open_service(settings, locked=locked, on_progress=note), prepare=load)

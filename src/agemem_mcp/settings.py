@@ -5,23 +5,28 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping  # noqa: TC003  pydantic's source reads the annotation
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 import platformdirs
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.sources.utils import parse_env_vars
 
 from agemem_mcp.domain.context import SessionLives
 from agemem_mcp.domain.memory import check_namespace
 from agemem_mcp.domain.modes import FilterMode
 from agemem_mcp.errors import ConfigurationError, InvalidOperation
+from agemem_mcp.link.places import default_data_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
 
 PREFIX = "AGEMEM_"
+_NOT_SHARED = ("data_dir", "namespace", "tools", "log_level", "daemon", "host", "port", "token", "allowed_hosts")
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -72,6 +77,20 @@ class SummarySettings(BaseModel):
         return self
 
 
+_environment: ContextVar[Mapping[str, str] | None] = ContextVar("environment", default=None)
+"""Whose environment is read; None for this process's own."""
+
+
+class _Environment(EnvSettingsSource):
+    """The environment of this process, or that of a client."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        names = _environment.get()
+        return parse_env_vars(
+            os.environ if names is None else names, self.case_sensitive, self.env_ignore_empty, self.env_parse_none_str
+        )
+
+
 class Settings(BaseSettings):
     """Everything that can be configured. Command-line options override the environment."""
 
@@ -80,7 +99,7 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(
-        default_factory=lambda: Path(platformdirs.user_data_dir("agemem-mcp", appauthor=False)),
+        default_factory=lambda: Path(default_data_dir()),
         description="Folder of ledger, sessions and index.",
     )
     assets_dir: Path = Field(
@@ -93,6 +112,13 @@ class Settings(BaseSettings):
     ids: Literal["random", "sequential"] = Field(default="random", description="`sequential`: mem_1, mem_2, …")
     seed: int | None = Field(default=None, description="Makes ids reproducible; for tests and training only.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="warning", description="On stderr.")
+
+    daemon: Literal["auto", "tcp"] = Field(
+        default="auto", description="How clients reach the daemon: `tcp` (loopback) where Unix sockets do not work."
+    )
+    daemon_idle_minutes: float = Field(
+        default=15, gt=0, le=525_600, description="Minutes without a connection after which the daemon ends."
+    )
 
     host: str = Field(default="127.0.0.1", description="HTTP: address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="HTTP: port to listen on.")
@@ -114,6 +140,19 @@ class Settings(BaseSettings):
     context: ContextSettings = Field(default_factory=ContextSettings)
     filter: FilterSettings = Field(default_factory=FilterSettings)
     summary: SummarySettings = Field(default_factory=SummarySettings)
+
+    @classmethod
+    def settings_customise_sources(  # the names are the base class's
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What was given to the constructor comes before the environment."""
+        del env_settings, dotenv_settings, file_secret_settings
+        return init_settings, _Environment(settings_cls)
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
@@ -149,17 +188,24 @@ class Settings(BaseSettings):
         return self
 
 
-def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401  any setting's value
+def load_settings(*, environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:  # noqa: ANN401  any setting's value
     """Read the environment, with ``overrides`` (those that are not None) on top.
+
+    Args:
+        environment: read instead of this process's own, such as a client's.
+        overrides: settings by name.
 
     Raises:
         ConfigurationError: an unknown ``AGEMEM_`` name or a value that cannot be used; the text names it.
     """
-    _refuse_unknown(os.environ)
+    _refuse_unknown(os.environ if environment is None else environment)
+    token = _environment.set(environment)
     try:
         settings = Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise ConfigurationError(_explain(error)) from error
+    finally:
+        _environment.reset(token)
     try:
         check_namespace(settings.namespace)
     except InvalidOperation as error:
@@ -173,17 +219,36 @@ def setting_rows() -> list[tuple[str, str, str]]:
     return list(_rows(Settings, PREFIX))
 
 
+def differing_settings(mine: Settings, theirs: Settings) -> list[tuple[str, str, str]]:
+    """Name, my value and theirs of what differs among the settings that all clients of a memory share.
+
+    What each client has for itself (namespace, tools) and what concerns listening or logging alone is left out;
+    values of secrets are not shown.
+    """
+    own, other = dict(_flat(mine.model_dump())), dict(_flat(theirs.model_dump()))
+    return [
+        (name, _shown(own[name]), _shown(other[name]))
+        for name in own
+        if own[name] != other[name] and name.removeprefix(PREFIX).lower() not in _NOT_SHARED
+    ]
+
+
 def changed_settings(settings: Settings) -> list[tuple[str, str]]:
     """Name and value of what differs from the defaults; secrets are not shown."""
-    given = settings.model_dump(exclude_unset=True)
-    flat: list[tuple[str, str]] = []
-    for name, value in given.items():
+    return [(name, _shown(value)) for name, value in _flat(settings.model_dump(exclude_unset=True))]
+
+
+def _flat(values: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
         if isinstance(value, dict):
             nested = cast("dict[str, object]", value)
-            flat += [(f"{PREFIX}{name}__{inner}".upper(), without_secrets(str(one))) for inner, one in nested.items()]
+            yield from ((f"{PREFIX}{name}__{inner}".upper(), one) for inner, one in nested.items())
         else:
-            flat.append((f"{PREFIX}{name}".upper(), without_secrets(str(value))))
-    return flat
+            yield f"{PREFIX}{name}".upper(), value
+
+
+def _shown(value: object) -> str:
+    return without_secrets(str(value))
 
 
 def without_secrets(value: str) -> str:

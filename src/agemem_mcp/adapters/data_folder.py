@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PRIVATE = 0o700
+_LOCK_PID = "lock.pid"
 MIN_FREE_BYTES = 32 * 1024 * 1024
 """Below this nothing is opened: the embedded index maps its files, and the system kills who writes into a mapped
 file when the disk is full. A new index takes 12 MB."""
@@ -23,12 +24,13 @@ file when the disk is full. A new index takes 12 MB."""
 class FolderLock:
     """An exclusive lock on a folder, held until :meth:`release` or the end of the process."""
 
-    def __init__(self, directory: Path, *, contents: str) -> None:
+    def __init__(self, directory: Path, *, contents: str, patience_s: float = 0) -> None:
         """Lock the folder.
 
         Args:
             directory: an existing folder that can be written.
             contents: what it holds, for the message.
+            patience_s: how long to wait for whoever holds it.
 
         Raises:
             StoreError: another process holds it; the text says which and what to do.
@@ -37,9 +39,9 @@ class FolderLock:
         # Not thread-local: it may be taken by one thread and given back by another.
         self._lock = filelock.FileLock(directory / "lock", thread_local=False)
         # Beside the lock, as Windows lets nobody read a locked file.
-        self._pid_file = directory / "lock.pid"
+        self._pid_file = directory / _LOCK_PID
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=patience_s, poll_interval=0.02)
             self._pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
         except filelock.Timeout as error:
             holder = "unknown"
@@ -120,20 +122,28 @@ class DataFolder:
             )
             raise ConfigurationError(msg)
 
+    def lock_pid(self) -> str | None:
+        """The process id of whoever has the lock, or had it when it was killed."""
+        try:
+            return (self.directory / _LOCK_PID).read_text(encoding="ascii").strip()
+        except OSError:
+            return None
+
     def holder(self) -> str | None:
         """The process id of whoever writes here now, as far as one can tell."""
         try:
             FolderLock(self.directory, contents="memory").release()
         except StoreError:
-            with suppress(OSError):
-                return (self.directory / "lock.pid").read_text(encoding="ascii").strip()
-            return "unknown"
+            return self.lock_pid() or "unknown"
         return None
 
-    def lock(self) -> FolderLock:
+    def lock(self, *, patience_s: float = 0) -> FolderLock:
         """Become the one process that writes here.
+
+        Args:
+            patience_s: how long to wait for another one that is about to end.
 
         Raises:
             StoreError: another process is.
         """
-        return FolderLock(self.directory, contents="memory")
+        return FolderLock(self.directory, contents="memory", patience_s=patience_s)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from agemem_mcp.app import service_gate
-from agemem_mcp.cli.output import DataDir, Json, print_json, run_async, start_logging
+from agemem_mcp.cli.output import DataDir, Json, print_json
 from agemem_mcp.domain.memory import Scope
 from agemem_mcp.errors import AgeMemError, ProviderError, StoreError
+from agemem_mcp.process import run_async, start_logging
 from agemem_mcp.settings import load_settings
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ import typer
 from agemem_mcp._version import __version__
 from agemem_mcp.adapters.data_folder import DataFolder
 from agemem_mcp.app import asset_store, needed_assets, open_archive
-from agemem_mcp.cli.output import DataDir, Json, print_json, print_table, run_async, start_logging
+from agemem_mcp.cli.output import DataDir, Json, print_json, print_table
 from agemem_mcp.errors import AgeMemError
+from agemem_mcp.process import run_async, start_logging
 from agemem_mcp.settings import changed_settings, load_settings, without_secrets
 
 if TYPE_CHECKING:

@@ -7,26 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agemem_mcp.app import open_archive, open_service
+from agemem_mcp.app import open_archive
+from agemem_mcp.cli.asking import ask
 from agemem_mcp.cli.output import (
     DataDir,
     Json,
     Limit,
     Namespace,
     as_json_line,
-    iso,
     print_json,
     print_table,
     read_settings,
-    run_async,
     shown_limit,
     when,
 )
-from agemem_mcp.domain.memory import Actor
-from agemem_mcp.domain.operations import DeleteMemory
 from agemem_mcp.domain.text import check_text, preview
 from agemem_mcp.errors import InvalidOperation
-from agemem_mcp.service.long_term import Origin
+from agemem_mcp.process import run_async
+from agemem_mcp.server.render import iso, record_fields
 
 if TYPE_CHECKING:
     from agemem_mcp.domain.memory import MemoryEvent, MemoryRecord
@@ -35,7 +33,6 @@ app = typer.Typer(
     help="Look at long-term memory, search it, restore and delete.", no_args_is_help=True, rich_markup_mode=None
 )
 MemoryId = Annotated[str, typer.Argument(help="Such as mem_7k2f.")]
-_USER = Origin(actor=Actor.USER)
 
 
 @app.command("list")
@@ -57,7 +54,7 @@ def list_memories(
 
     records = run_async(work())
     if json:
-        print_json([_fields(record) for record in records])
+        print_json([record_fields(record) for record in records])
         return
     rows = [(one.memory_id, when(one.updated_at), one.memory_type, preview(one.content, 100)) for one in records]
     columns = ("id", "changed", "type", "content")
@@ -78,16 +75,10 @@ def search(
     json: Json = False,
 ) -> None:
     """Search memories by meaning and words, best first."""
-    settings, scope = read_settings(data_dir, namespace)
+    settings, _ = read_settings(data_dir, namespace)
     check_text(query, "The query")
 
-    async def work() -> list[dict[str, Any]]:
-        async with open_service(settings) as service:
-            top_k = shown_limit(limit, as_json=json) or await service.long_term.count()
-            hits = await service.long_term.search(scope, query, top_k=max(1, top_k), metadata_filter={})
-            return [{**_fields(hit.record), "score": round(hit.score, 4)} for hit in hits]
-
-    hits = run_async(work())
+    hits = ask(settings, "search", query=query, limit=shown_limit(limit, as_json=json))
     if json:
         print_json(hits)
         return
@@ -104,7 +95,7 @@ def show(memory_id: MemoryId, data_dir: DataDir = None, namespace: Namespace = N
         async with open_archive(settings) as archive:
             return await archive.memories.get(scope, memory_id)
 
-    fields = _fields(run_async(work()))
+    fields = record_fields(run_async(work()))
     if json:
         print_json(fields)
         return
@@ -148,17 +139,13 @@ def restore(
     json: Json = False,
 ) -> None:
     """Bring back a deleted or expired memory, or an earlier version of one."""
-    settings, scope = read_settings(data_dir, namespace)
+    settings, _ = read_settings(data_dir, namespace)
 
-    async def work() -> MemoryRecord:
-        async with open_service(settings) as service:
-            return await service.long_term.restore(scope, memory_id, version, _USER)
-
-    record = run_async(work())
+    record = ask(settings, "restore", memory_id=memory_id, version=version)
     if json:
-        print_json(_fields(record))
+        print_json(record)
         return
-    typer.echo(f"{record.memory_id} is now version {record.version}: {preview(record.content)}")
+    typer.echo(f"{record['memory_id']} is now version {record['version']}: {preview(record['content'])}")
 
 
 @app.command()
@@ -170,37 +157,18 @@ def delete(
     json: Json = False,
 ) -> None:
     """Delete a memory; it stays in the history and can be restored."""
-    settings, scope = read_settings(data_dir, namespace)
+    settings, _ = read_settings(data_dir, namespace)
     if not yes and json:
         msg = "With --json nobody is asked: add --yes to delete."
         raise InvalidOperation(msg)
     if not yes:
         typer.confirm(f"Delete {memory_id}?", abort=True)
 
-    async def work() -> dict[str, Any]:
-        async with open_service(settings) as service:
-            operation = DeleteMemory(memory_id=memory_id, confirmation=True)
-            return (await service.long_term.delete(scope, operation, _USER)).model_dump(mode="json")
-
-    result = run_async(work())
+    result = ask(settings, "delete", memory_id=memory_id)
     if json:
         print_json(result)
         return
     typer.echo(f"Deleted {memory_id}. `agemem-mcp memories restore {memory_id}` brings it back.")
-
-
-def _fields(record: MemoryRecord) -> dict[str, Any]:
-    return {
-        "memory_id": record.memory_id,
-        "content": record.content,
-        "memory_type": record.memory_type,
-        "metadata": record.metadata,
-        "version": record.version,
-        "created_at": iso(record.created_at),
-        "updated_at": iso(record.updated_at),
-        "expires_at": None if record.expires_at is None else iso(record.expires_at),
-        "deleted": record.deleted,
-    }
 
 
 def _event_fields(event: MemoryEvent) -> dict[str, Any]:
@@ -209,5 +177,5 @@ def _event_fields(event: MemoryEvent) -> dict[str, Any]:
         "actor": event.actor.value,
         "session_id": event.session_id,
         "at": iso(event.at),
-        **_fields(event.record),
+        **record_fields(event.record),
     }

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import json
-import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-import structlog
 import typer
 
 from agemem_mcp.domain.memory import Scope
+from agemem_mcp.process import start_logging
 from agemem_mcp.settings import load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from rich.console import Console
 
     from agemem_mcp.settings import Settings
-
-T = TypeVar("T")
 
 DataDir: TypeAlias = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of the memory (AGEMEM_DATA_DIR).", show_default=False)
@@ -39,43 +34,11 @@ Limit: TypeAlias = Annotated[
 _SHOWN = 20
 
 
-def start_logging(level: str) -> None:
-    """Log to stderr: stdout belongs to the protocol and to answers."""
-    number = getattr(logging, level.upper())
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            # Plain: the rich one prints local variables, and those hold memories.
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            ),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    logging.basicConfig(level=number, stream=sys.stderr, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s")
-
-
 def console(*, stderr: bool = False) -> Console:
     """Where people read; plain when it is not a terminal."""
     from rich.console import Console  # noqa: PLC0415  not every command shows a table
 
     return Console(stderr=stderr, highlight=False, soft_wrap=stderr)
-
-
-def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's work."""
-    resume_garbage_collection()
-    return asyncio.run(work)
-
-
-def resume_garbage_collection() -> None:
-    """End the pause that `_entry` began; what was imported by now is never looked at again."""
-    gc.freeze()
-    gc.enable()
 
 
 def shown_limit(limit: int | None, *, as_json: bool) -> int | None:
@@ -88,11 +51,6 @@ def read_settings(data_dir: Path | None, namespace: str | None) -> tuple[Setting
     settings = load_settings(data_dir=data_dir, namespace=namespace)
     start_logging(settings.log_level)
     return settings, Scope(namespace=settings.namespace)
-
-
-def iso(moment: datetime) -> str:
-    """A time as the tools write it."""
-    return moment.isoformat().replace("+00:00", "Z")
 
 
 def print_json(value: object) -> None:

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agemem_mcp.app import service_gate
-from agemem_mcp.cli.output import DataDir, Namespace, resume_garbage_collection, run_async, start_logging
-from agemem_mcp.domain.memory import Scope
+from agemem_mcp.app import owned, service_gate
+from agemem_mcp.cli.asking import NoOwner, answer, reach
+from agemem_mcp.cli.output import DataDir, Namespace
+from agemem_mcp.errors import StoreError
+from agemem_mcp.link import pipe
+from agemem_mcp.owner.owner import Owner
+from agemem_mcp.owner.standard_streams import serve_standard_streams
+from agemem_mcp.process import run_async, start_logging
 from agemem_mcp.settings import load_settings
 
 if TYPE_CHECKING:
-    from agemem_mcp.server.tools import ToolOffer
     from agemem_mcp.settings import Settings
 
 
@@ -52,6 +56,9 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="HTTP: listen beyond this machine without a token.")
     ] = False,
+    no_daemon: Annotated[
+        bool, typer.Option("--no-daemon", help="stdio: open the memory in this process, not in a daemon.")
+    ] = False,
 ) -> None:
     """Serve the memory to MCP clients."""
     settings = load_settings(
@@ -63,36 +70,61 @@ def serve(
         allowed_hosts=allowed_host or None,
     )
     start_logging(settings.log_level)
-    if transport is Transport.STDIO:
-        from agemem_mcp.server.stdio import serve_stdio  # noqa: PLC0415  HTTP does not need it
-
-        scope = Scope(namespace=settings.namespace)
-        run_async(serve_stdio(service_gate(settings), scope=scope, offer=_offer(settings)))
-    else:
+    if transport is Transport.HTTP:
         _serve_http(settings, insecure=insecure)
+    elif no_daemon:
+        _serve_stdio(settings)
+    else:
+        # The console script is a pipe before it comes here; this is for those who call the command line otherwise.
+        options = {"--data-dir": str(settings.data_dir), "--namespace": settings.namespace, "--tools": settings.tools}
+        status = pipe.serve(options)
+        if status is None:
+            _serve_stdio(settings)
+        raise typer.Exit(status or 0)
+
+
+def _serve_stdio(settings: Settings) -> None:
+    """Serve stdin and stdout within this process; others can still connect to it while it lives."""
+    with owned(settings) as locked:
+        gate = service_gate(settings, locked=locked)
+        owner = Owner(settings, gate, kind="stdio")
+        run_async(owner.run(also=lambda: serve_standard_streams(owner), alone=not locked))
 
 
 def _serve_http(settings: Settings, *, insecure: bool) -> None:
-    from agemem_mcp.server.http import HttpOptions, build_app, run  # noqa: PLC0415  stdio must not wait for it
+    with owned(settings) as locked:
+        if not locked and _listens_elsewhere(settings, insecure=insecure):
+            return
+        # FastAPI and its server: stdio must not wait for them.
+        from agemem_mcp.owner.listening import listening  # noqa: PLC0415
 
-    options = HttpOptions(
-        host=settings.host,
-        port=settings.port,
-        namespace=settings.namespace,
-        offer=_offer(settings),
-        token=None if settings.token is None else settings.token.get_secret_value(),
-        allowed_hosts=tuple(settings.allowed_hosts),
-        insecure=insecure,
+        owner = Owner(settings, service_gate(settings, locked=locked), kind="http")
+
+        async def serve_http() -> None:
+            async with listening(owner, settings, insecure=insecure) as url:
+                typer.echo(_how_to_register(url, settings), err=True)
+                await owner.until_ending()
+
+        run_async(owner.run(also=serve_http, alone=not locked))
+
+
+def _listens_elsewhere(settings: Settings, *, insecure: bool) -> bool:
+    """Have the process that owns the memory serve it over HTTP while this one runs; False if nobody owns it."""
+    given = {"host": settings.host, "port": str(settings.port), "allowed_hosts": ",".join(settings.allowed_hosts)}
+    try:
+        link = reach(settings, start=False, **given)
+    except NoOwner:
+        return False
+    for note in link.notes:
+        typer.echo(f"agemem-mcp: {note}", err=True)
+    typer.echo(f"Process {link.owner.pid} owns this memory already: it serves HTTP while this command runs.", err=True)
+    answer(
+        link,
+        {"do": "listen", "insecure": insecure},
+        lambda url, _, __: typer.echo(_how_to_register(url, settings), err=True),
     )
-    resume_garbage_collection()
-    application = build_app(options, service_gate(settings))
-    run(application, options, announce=lambda url: typer.echo(_how_to_register(url, settings), err=True))
-
-
-def _offer(settings: Settings) -> ToolOffer:
-    from agemem_mcp.server.tools import ToolOffer  # noqa: PLC0415  `--help` must not wait for the SDK
-
-    return ToolOffer(tools=settings.tools, lives=settings.context.lives)
+    msg = f"The process that served the memory ({link.owner.pid}) ended. Start this command again."
+    raise StoreError(msg)
 
 
 def _how_to_register(url: str, settings: Settings) -> str:

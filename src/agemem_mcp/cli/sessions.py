@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agemem_mcp.app import open_archive, open_service
+from agemem_mcp.app import open_archive
+from agemem_mcp.cli.asking import ask
 from agemem_mcp.cli.output import (
     DataDir,
     Json,
     Limit,
     Namespace,
-    iso,
     print_json,
     print_table,
     read_settings,
-    run_async,
     shown_limit,
     when,
 )
 from agemem_mcp.domain.context import MessageState
-from agemem_mcp.domain.memory import Actor
+from agemem_mcp.process import run_async
+from agemem_mcp.server.render import iso
 
 if TYPE_CHECKING:
     from agemem_mcp.domain.context import Message, Session
@@ -99,13 +99,9 @@ def restore(
     json: Json = False,
 ) -> None:
     """Bring summarised and filtered messages back into a session's context."""
-    settings, scope = read_settings(data_dir, namespace)
+    settings, _ = read_settings(data_dir, namespace)
 
-    async def work() -> list[str]:
-        async with open_service(settings) as service:
-            return await service.short_term.restore(scope, session_id, message_ids or None, Actor.USER)
-
-    restored = run_async(work())
+    restored = ask(settings, "restore_context", session_id=session_id, message_ids=message_ids or None)
     if json:
         print_json({"session_id": session_id, "restored": restored})
         return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import os
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,12 @@ from agemem_mcp.errors import ConfigurationError
 from agemem_mcp.server.tools import MemoryServer, ToolOffer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Generator, Sequence
 
     from starlette.types import ASGIApp, Receive, Send
     from starlette.types import Scope as ConnectionScope
 
+    from agemem_mcp.server.turns import Turns
     from agemem_mcp.service.gate import ServiceGate
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -60,8 +62,8 @@ class HttpOptions:
             raise ConfigurationError(msg)
 
 
-def build_app(options: HttpOptions, gate: ServiceGate) -> FastAPI:
-    """The ASGI application.
+def build_app(options: HttpOptions, gate: ServiceGate, turns: Turns | None = None) -> FastAPI:
+    """The ASGI application. It opens the gate; closing it is for whoever made it.
 
     Raises:
         ConfigurationError: it would serve others without a token.
@@ -72,7 +74,7 @@ def build_app(options: HttpOptions, gate: ServiceGate) -> FastAPI:
         named = None if request is None else request.headers.get(NAMESPACE_HEADER)
         return Scope(namespace=options.namespace if named is None else check_namespace(named))
 
-    server = MemoryServer(gate, scope_of=scope_of, offer=options.offer)
+    server = MemoryServer(gate, scope_of=scope_of, offer=options.offer, turns=turns)
     inner = server.mcp.streamable_http_app(
         streamable_http_path="/mcp",
         transport_security=transport_security(options),
@@ -85,7 +87,6 @@ def build_app(options: HttpOptions, gate: ServiceGate) -> FastAPI:
         async with server.mcp.session_manager.run():
             yield
         await server.drain()
-        await gate.close()
 
     app = FastAPI(title="agemem-mcp", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
 
@@ -147,23 +148,35 @@ def _with_ports(names: Sequence[str]) -> list[str]:
     return [form for name in dict.fromkeys(names) for form in (name, f"{name}:*") if name != "*"]
 
 
-def run(app: FastAPI, options: HttpOptions, *, announce: Callable[[str], None]) -> None:
-    """Serve until a signal comes.
+class HttpListener:
+    """An application that listens within the running event loop, until :meth:`close`."""
 
-    Args:
-        app: what to serve.
-        options: where.
-        announce: is given the base URL once the server listens.
+    def __init__(self, app: FastAPI, options: HttpOptions) -> None:
+        """Bind the address.
 
-    Raises:
-        ConfigurationError: the address cannot be listened on.
-    """
-    listener = _listen(options.host, options.port)
-    port = listener.getsockname()[1]
-    name = f"[{options.host}]" if ":" in options.host else options.host
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=10)
-    announce(f"http://{name}:{port}")
-    uvicorn.Server(config).run(sockets=[listener])
+        Raises:
+            ConfigurationError: the address cannot be listened on.
+        """
+        self._socket = _listen(options.host, options.port)
+        name = f"[{options.host}]" if ":" in options.host else options.host
+        self.url = f"http://{name}:{self._socket.getsockname()[1]}"
+        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=10)
+        self._server = _Uvicorn(config)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+
+    async def close(self) -> None:
+        """Finish the requests that have begun, and stop."""
+        self._server.should_exit = True
+        await asyncio.gather(self._serving, return_exceptions=True)
+        self._socket.close()
+
+
+class _Uvicorn(uvicorn.Server):
+    """Signals belong to the process that owns the memory, which closes its listeners in order."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
 
 
 def _listen(host: str, port: int) -> socket.socket:

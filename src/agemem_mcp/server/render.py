@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from agemem_mcp.domain.results import (
     AddResult,
     AppendResult,
@@ -16,6 +18,11 @@ from agemem_mcp.domain.results import (
 )
 from agemem_mcp.domain.text import preview
 from agemem_mcp.service.memory_service import retrieved_text
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from agemem_mcp.domain.memory import MemoryRecord
 
 
 def as_text(result: OperationResult) -> str:  # noqa: PLR0911  one return per result
@@ -47,6 +54,26 @@ def as_text(result: OperationResult) -> str:  # noqa: PLR0911  one return per re
         case ShowResult():
             lines = [f"[{one.message_id}] {one.role}: {one.content}" for one in result.messages]
             return "\n".join([*lines, _context(result.session_id, result.context)])
+
+
+def record_fields(record: MemoryRecord) -> dict[str, Any]:
+    """A memory in its present state as JSON."""
+    return {
+        "memory_id": record.memory_id,
+        "content": record.content,
+        "memory_type": record.memory_type,
+        "metadata": record.metadata,
+        "version": record.version,
+        "created_at": iso(record.created_at),
+        "updated_at": iso(record.updated_at),
+        "expires_at": None if record.expires_at is None else iso(record.expires_at),
+        "deleted": record.deleted,
+    }
+
+
+def iso(moment: datetime) -> str:
+    """A time as the tools write it."""
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 def _added(result: AddResult) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import mcp_types as types
@@ -25,10 +26,11 @@ from agemem_mcp.domain.operations import (
 )
 from agemem_mcp.errors import AgeMemError
 from agemem_mcp.server.render import as_text
+from agemem_mcp.server.turns import Turns
 from agemem_mcp.service.long_term import Origin
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Hashable
 
     from mcp.server.context import ServerRequestContext
 
@@ -64,20 +66,29 @@ class ToolOffer:
 class MemoryServer:
     """The MCP server over a service that may still be opening."""
 
-    def __init__(self, gate: ServiceGate, *, scope_of: Callable[[Any], Scope], offer: ToolOffer | None = None) -> None:
+    def __init__(
+        self,
+        gate: ServiceGate,
+        *,
+        scope_of: Callable[[Any], Scope],
+        offer: ToolOffer | None = None,
+        turns: Turns | None = None,
+    ) -> None:
         """Set the server up.
 
         Args:
             gate: where the service comes from.
             scope_of: the caller's scope, from the transport's own request object (None over stdio).
             offer: which tools, and what they say of themselves.
+            turns: whose operation is next, where other servers work on the same service.
         """
         offer = offer or ToolOffer()
         self._gate = gate
         self._scope_of = scope_of
+        self._turns = turns or Turns()
         operations = SIX if offer.tools == "six" else (*SIX, *HELPERS)
         self._names = {tool_name(operation) for operation in operations}
-        self._listing = types.ListToolsResult(tools=[_tool(operation, offer.lives) for operation in operations])
+        self._listing = _listing(operations, offer.lives)
         self._running: set[asyncio.Task[OperationResult]] = set()
         self.mcp: Server[Any] = Server(
             "agemem-mcp",
@@ -120,20 +131,32 @@ class MemoryServer:
             content=[types.TextContent(text=as_text(result))], structured_content=result.model_dump(mode="json")
         )
 
+    def _caller(self, context: ServerRequestContext[Any, Any]) -> Hashable:
+        """Who takes turns: over stdio each has a server of its own, over HTTP a connection."""
+        return self if context.request is None else context.request.client
+
     async def _carry_out(
         self, service: MemoryService, context: ServerRequestContext[Any, Any], operation: AnyOperation
     ) -> OperationResult:
         """An operation that has begun is carried out wholly, also when its caller cancels or goes away."""
         scope = self._scope_of(context.request)
+        await self._turns.begin(self._caller(context))
         task = asyncio.create_task(service.apply(scope, operation, _origin(context)))
         self._running.add(task)
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
 
     def _finished(self, task: asyncio.Task[OperationResult]) -> None:
+        self._turns.end()
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # looked at here, in case the caller is gone
+
+
+@cache
+def _listing(operations: tuple[type[Operation], ...], lives: SessionLives) -> types.ListToolsResult:
+    """Made once: each client over stdio has a server of its own."""
+    return types.ListToolsResult(tools=[_tool(operation, lives) for operation in operations])
 
 
 def _tool(operation: type[Operation], lives: SessionLives) -> types.Tool:
