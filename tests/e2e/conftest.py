@@ -127,6 +127,17 @@ class Process:
                     pipe.close()
 
 
+def _is_gone(pid: int) -> bool:
+    """Whether a process that is not ours to wait for has ended."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
 @dataclass
 class Place:
     """A data folder with a home and an environment of its own, and all processes started on it."""
@@ -203,10 +214,23 @@ class Place:
         """The process that has the folder open, from its lock."""
         return int((self.data / "lock.pid").read_text(encoding="ascii"))
 
+    def owner(self) -> dict[str, Any]:
+        """Who serves the folder, as its file tells."""
+        return json.loads((self.data / "owner.json").read_text(encoding="utf-8"))
+
+    def end_daemon(self, number: int = signal.SIGTERM) -> None:
+        """End the daemon, and wait until the folder is free."""
+        pid = self.owner()["pid"]
+        os.kill(pid, number)
+        until(lambda: _is_gone(pid), f"process {pid} ended")
+
     def dispose(self) -> None:
-        """End everything that was started here."""
+        """End everything that was started here, and the daemons that were started on demand."""
         for process in self.processes:
             process.dispose()
+        for owner in self.root.rglob("owner.json"):
+            with suppress(ProcessLookupError):
+                os.kill(int(json.loads(owner.read_text(encoding="utf-8"))["pid"]), signal.SIGKILL)
 
 
 @dataclass(frozen=True)

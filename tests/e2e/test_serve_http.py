@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 from typing import Any
 
 import httpx2
 import pytest
+
+from agemem_mcp.adapters.data_folder import DataFolder
 
 BOTH_ERAS = pytest.mark.parametrize("mode", ["auto", "legacy"])
 EIGHT = {
@@ -189,18 +192,40 @@ async def test_what_was_acknowledged_survives_sigterm_and_kill(place: Any, tools
 
 
 async def test_a_server_whose_folder_is_held_is_alive_but_not_ready(place: Any, tools_of: Any, wait_until: Any) -> None:
-    first = place.serve_http().ready()
-    second = place.serve_http()
-    wait_until(lambda: second.get("/readyz").json() == {"status": "failed"}, "the second server gave up")
-    assert second.get("/readyz").status_code == 503
-    assert second.get("/healthz").status_code == 200
-    async with second.client() as client:
+    place.data.mkdir(mode=0o700)
+    held = DataFolder(place.data).lock()
+    server = place.serve_http()
+    wait_until(lambda: server.get("/readyz").json() == {"status": "failed"}, "the server gave up")
+    assert server.get("/readyz").status_code == 503
+    assert server.get("/healthz").status_code == 200
+    async with server.client() as client:
         assert {tool.name for tool in (await client.list_tools()).tools} == EIGHT
         said = await tools_of(client).error("Add_memory", content="x")
-        assert f"process id {first.process.pid}" in said
-        first.process.end()
+        assert f"process id {os.getpid()}" in said
+        held.release()
         assert (await tools_of(client)("Add_memory", content="x"))["duplicate"] is False
-    assert second.get("/readyz").status_code == 200
+    assert server.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("owner", ["daemon", "http"])
+async def test_http_is_served_by_whoever_owns_the_folder(place: Any, tools_of: Any, owner: str) -> None:
+    first = place.serve_http() if owner == "http" else None
+    async with place.stdio() as client:
+        added = await tools_of(client)("Add_memory", content="Stored over stdio.")
+        second = place.serve_http()
+        assert f"Process {place.holder()} owns this memory already" in second.process.log
+        async with second.client() as other:
+            found = await tools_of(other)("Retrieve_memory", query="stored over stdio")
+            assert [hit["memory_id"] for hit in found["memories"]] == [added["memory_id"]]
+        status = place.run("daemon", "status", "--json").json()
+        assert status["pid"] == place.holder()
+        assert second.url in status["http"]
+        second.process.end(signal.SIGINT)
+        with pytest.raises(httpx2.ConnectError):
+            second.get("/healthz")
+        assert (await tools_of(client)("Add_memory", content="Still served."))["duplicate"] is False
+    if first is not None:
+        assert first.get("/healthz").status_code == 200
 
 
 def test_a_port_in_use_is_a_clear_error(place: Any) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mcp.shared.exceptions import MCPError
 
+from agemem_mcp.adapters.data_folder import DataFolder
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -88,6 +90,7 @@ async def test_memories_and_sessions_survive_a_restart(place: Any, tools_of: Any
         call = tools_of(client)
         added = await call("Add_memory", content="The spare key is under the blue pot.")
         session = (await call("Append_context", messages="Remember the blue pot."))["session_id"]
+    place.end_daemon()
     async with place.stdio(mode="legacy") as client:
         call = tools_of(client)
         found = await call("Retrieve_memory", query="Where is the spare key?")
@@ -107,7 +110,7 @@ async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(place: Any
         kept[first] = "Parcel 0 was collected."
         await call("Update_memory", memory_id=first, content=kept[first])
         session = (await call("Append_context", messages=["one", "two", "three"]))["session_id"]
-        os.kill(place.holder(), signal.SIGKILL)
+        place.end_daemon(signal.SIGKILL)
         with pytest.raises(MCPError):
             await call("Show_context", session_id=session)
     async with place.stdio() as client:
@@ -119,28 +122,23 @@ async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(place: Any
 
 
 @BOTH_ERAS
-async def test_tools_are_listed_and_calls_say_why_they_fail_while_another_process_has_the_folder(
+async def test_a_folder_held_by_a_process_that_serves_nobody_is_told_until_it_is_free(
     place: Any, tools_of: Any, mode: str
 ) -> None:
-    async with place.stdio() as first:
-        await tools_of(first)("Add_memory", content="Held by the first.")
-        async with place.stdio(mode=mode) as second:
-            assert {tool.name for tool in (await second.list_tools()).tools} == EIGHT
-            said = await tools_of(second).error("Add_memory", content="From the second.")
+    place.data.mkdir(mode=0o700)
+    held = DataFolder(place.data).lock()
+    try:
+        async with place.stdio(mode=mode) as client:
+            call = tools_of(client)
+            assert {tool.name for tool in (await client.list_tools()).tools} == EIGHT
+            said = await call.error("Add_memory", content="Too early.")
             assert str(place.data) in said
-            assert f"process id {place.holder()}" in said
+            assert f"process id {os.getpid()}" in said
             assert "--data-dir" in said
-        found = await tools_of(first)("Retrieve_memory", query="held by the first")
-        assert [hit["content"] for hit in found["memories"]] == ["Held by the first."]
-
-
-async def test_a_server_that_was_locked_out_works_once_the_folder_is_free(place: Any, tools_of: Any) -> None:
-    first = place.serve_http().ready()
-    async with place.stdio() as second:
-        call = tools_of(second)
-        assert f"process id {first.process.pid}" in await call.error("Add_memory", content="Too early.")
-        assert first.process.end() in (0, -signal.SIGTERM)
-        assert (await call("Add_memory", content="Now it is free."))["duplicate"] is False
+            held.release()
+            assert (await call("Add_memory", content="Now it is free."))["duplicate"] is False
+    finally:
+        held.release()
 
 
 def test_stdout_carries_the_protocol_alone_however_much_is_logged(place: Any) -> None:
@@ -173,8 +171,11 @@ def test_stdout_carries_the_protocol_alone_however_much_is_logged(place: Any) ->
     assert process.wait() == 0
 
 
-def test_sigterm_ends_the_server_cleanly_and_frees_the_folder(place: Any, wait_until: Any) -> None:
-    process = place.start("serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+@pytest.mark.parametrize("options", [(), ("--no-daemon",)])
+def test_sigterm_ends_the_server_cleanly_and_one_without_a_daemon_frees_the_folder(
+    place: Any, wait_until: Any, options: tuple[str, ...]
+) -> None:
+    process = place.start("serve", *options, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     listing: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "initialize"}
     listing["params"] = {
         "protocolVersion": "2025-11-25",
@@ -195,7 +196,7 @@ def test_sigterm_ends_the_server_cleanly_and_frees_the_folder(place: Any, wait_u
     process.stdin.flush()
     wait_until(lambda: b'"id":2' in process.stdout.readline().replace(b" ", b""), "the memory was stored")
     assert process.end(signal.SIGTERM) == 0
-    assert not (place.data / "lock.pid").exists()
+    assert (place.data / "lock.pid").exists() is (options == ())
     assert [one["content"] for one in place.run("memories", "list", "--json").json()] == ["x y"]
 
 
@@ -211,8 +212,11 @@ def lines(messages: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(message).encode() + b"\n" for message in messages)
 
 
-def test_calls_that_have_begun_are_answered_before_the_end_of_stdin_ends_the_server(place: Any) -> None:
-    process = place.start("serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+@pytest.mark.parametrize("options", [(), ("--no-daemon",)])
+def test_calls_that_have_begun_are_answered_before_the_end_of_stdin_ends_the_server(
+    place: Any, options: tuple[str, ...]
+) -> None:
+    process = place.start("serve", *options, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     calls: list[dict[str, Any]] = []
     for number in range(1, 51):
         params = {"name": "Add_memory", "arguments": {"content": f"Memory number {number}."}}
@@ -259,11 +263,14 @@ def slow_hub() -> Generator[str]:
 begun = threading.Event()
 
 
+@pytest.mark.parametrize("options", [(), ("--no-daemon",)])
 @pytest.mark.parametrize("ending", ["end of stdin", "SIGTERM"])
-def test_a_server_that_is_still_fetching_files_ends_when_it_is_told_to(place: Any, ending: str) -> None:
+def test_a_server_that_is_still_fetching_files_ends_when_it_is_told_to(
+    place: Any, ending: str, options: tuple[str, ...]
+) -> None:
     with slow_hub() as address:
         fetching = {"AGEMEM_EMBEDDING": "", "AGEMEM_HUB_URL": address}
-        process = place.start("serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=fetching)
+        process = place.start("serve", *options, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=fetching)
         process.stdin.write(lines([*HANDSHAKE, {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}]))
         process.stdin.flush()
         assert begun.wait(60), process.log
@@ -272,3 +279,5 @@ def test_a_server_that_is_still_fetching_files_ends_when_it_is_told_to(place: An
         else:
             process.stdin.close()
             assert process.wait() == 0
+        if not options:
+            place.end_daemon()

@@ -58,8 +58,11 @@ class Web:
         """A client of the running application."""
         app = build_app(HttpOptions(**options), self.gate)
         transport = httpx2.ASGITransport(app)  # pyright: ignore[reportArgumentType]  its scope type is wider
-        async with app.router.lifespan_context(app), httpx2.AsyncClient(transport=transport, base_url=base) as http:
-            yield http
+        try:
+            async with app.router.lifespan_context(app), httpx2.AsyncClient(transport=transport, base_url=base) as http:
+                yield http
+        finally:
+            await self.gate.close()
 
 
 @asynccontextmanager
@@ -238,7 +241,7 @@ def test_an_address_of_another_machine_is_reported() -> None:
         _listen("192.0.2.1", 0)
 
 
-async def test_leaving_closes_the_memory_so_that_it_can_be_opened_again(web: Web) -> None:
+async def test_the_application_can_be_left_and_the_memory_opened_again(web: Web) -> None:
     async with web.http() as http, mcp(http) as client:
         await client.call_tool("Add_memory", {"content": "tea"})
     again = Web(web.settings, web.clock)
