@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
 KEPT = "The spare key is under the blue pot."
 LONG = "a" * (64 * 1024 + 1)
