@@ -6,10 +6,8 @@ NORMAL`` is safe against a kill, and a context lost in a power cut can be append
 
 from __future__ import annotations
 
-import asyncio
 import json
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -21,6 +19,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    bindparam,
+    case,
     delete,
     func,
     insert,
@@ -29,23 +29,22 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from agemem_mcp.adapters.sql import check_schema, create_engine, from_micros, prepare_schema, to_micros, translated
-from agemem_mcp.domain.context import Message, MessageKind, MessageState, Role, Session
+from agemem_mcp.adapters.sql import from_micros, to_micros
+from agemem_mcp.adapters.sql_threads import Database, Schema
+from agemem_mcp.domain.context import Message, MessageKind, MessageState, Role, Session, Tally
 from agemem_mcp.domain.memory import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
-    from sqlalchemy import ColumnElement, Row
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy import ColumnElement, Connection, Row
 
     from agemem_mcp.domain.memory import Actor
     from agemem_mcp.domain.ports import SessionTransaction
 
-SCHEMA_VERSION = 1
-MIGRATIONS: dict[int, tuple[str, ...]] = {}
+T = TypeVar("T")
 
 _metadata = MetaData()
 sessions = Table(
@@ -89,15 +88,52 @@ operations = Table(
     Column("effect", Text, nullable=False),
     Index("operations_by_session", "session_id", "seq"),
 )
+SCHEMA = Schema(_metadata, version=1, migrations={})
+
+
+def _of_scope() -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return (sessions.c.principal == bindparam("in_principal"), sessions.c.namespace == bindparam("in_namespace"))
+
+
+# Built once: building a statement costs more than running it.
+_SESSION = select(sessions).where(*_of_scope(), sessions.c.session_id == bindparam("wanted"))
+_LISTED = (
+    select(sessions).where(*_of_scope(), sessions.c.expires_at > bindparam("now")).order_by(sessions.c.used_at.desc())
+)
+_ADD = sqlite_insert(sessions).on_conflict_do_nothing()
+_KEEP = (
+    update(sessions)
+    .where(*_of_scope(), sessions.c.session_id == bindparam("wanted"))
+    .values({name: bindparam(name) for name in ("used_at", "named", "expires_at")})
+)
+_ALL_MESSAGES = (
+    select(messages)
+    .where(messages.c.session_id == bindparam("wanted"))
+    # A summary shares the position of the first message it replaced, and comes after it when that one is back.
+    .order_by(messages.c.position, messages.c.created_at)
+)
+_active = messages.c.state == MessageState.ACTIVE.value
+_ACTIVE_MESSAGES = _ALL_MESSAGES.where(_active)
+_put = sqlite_insert(messages)
+_PUT_MESSAGES = _put.on_conflict_do_update(
+    index_elements=["session_id", "message_id"],
+    set_={name: _put.excluded[name] for name in ("position", "tokens", "tokenizer", "state", "replaced_by")},
+)
+_TALLY = select(
+    func.count(),
+    func.count(case((_active, 1))),
+    func.coalesce(func.sum(case((_active, messages.c.tokens))), 0),
+    func.count(case((_active & (messages.c.tokenizer != bindparam("tokenizer")), 1))),
+).where(messages.c.session_id == bindparam("wanted"))
+_LOG = insert(operations)
+_LOGGED = select(operations).where(operations.c.session_id == bindparam("wanted")).order_by(operations.c.seq)
 
 
 class SqliteSessionStore:
     """Implements :class:`agemem_mcp.domain.ports.SessionStore` on a SQLite file."""
 
-    def __init__(self, path: Path, engine: AsyncEngine) -> None:
-        self._path = path
-        self._engine = engine
-        self._turn = asyncio.Lock()
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     @classmethod
     async def open(cls, path: Path, *, read_only: bool = False) -> SqliteSessionStore:
@@ -107,129 +143,94 @@ class SqliteSessionStore:
             StoreError: the file is damaged, locked, read-only or missing.
             ConfigurationError: the file was made by a newer release.
         """
-        engine = create_engine(path, synchronous="NORMAL", connections=1, read_only=read_only)
-        try:
-            if read_only:
-                await check_schema(engine, path, version=SCHEMA_VERSION)
-            else:
-                await prepare_schema(engine, path, metadata=_metadata, version=SCHEMA_VERSION, migrations=MIGRATIONS)
-        except BaseException:
-            await engine.dispose()
-            raise
-        return cls(path, engine)
+        return cls(await Database.open(path, SCHEMA, synchronous="NORMAL", read_only=read_only))
 
     async def close(self) -> None:
-        """Release the connection."""
-        async with self._turn:
-            await self._engine.dispose()
+        """Finish waiting commits and release the connections."""
+        await self._database.close()
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncGenerator[SessionTransaction]:
-        """See :meth:`agemem_mcp.domain.ports.SessionStore.transaction`."""
-        with translated(self._path):
-            async with self._turn, self._engine.begin() as connection:
-                yield _Transaction(connection)
+    async def write(self, work: Callable[[SessionTransaction], T]) -> T:
+        """See :meth:`agemem_mcp.domain.ports.SessionStore.write`."""
+        return await self._database.write(lambda connection: work(_Transaction(connection)))
+
+    async def read(self, work: Callable[[SessionTransaction], T]) -> T:
+        """See :meth:`agemem_mcp.domain.ports.SessionStore.read`."""
+        return await self._database.read(lambda connection: work(_Transaction(connection)))
 
     async def list_sessions(self, scope: Scope, *, now: datetime, limit: int | None) -> list[Session]:
         """See :meth:`agemem_mcp.domain.ports.SessionStore.list_sessions`."""
-        query = (
-            select(sessions)
-            .where(*_in_scope(scope), sessions.c.expires_at > to_micros(now))
-            .order_by(sessions.c.used_at.desc())
-            .limit(limit)
+        key = {**_key(scope), "now": to_micros(now)}
+        return await self._database.read(
+            lambda connection: [_session(row) for row in connection.execute(_LISTED.limit(limit), key)]
         )
-        with translated(self._path):
-            async with self._turn, self._engine.connect() as connection:
-                return [_session(row) for row in await connection.execute(query)]
 
     async def operations(self, session_id: str) -> list[dict[str, Any]]:
         """See :meth:`agemem_mcp.domain.ports.SessionStore.operations`."""
-        query = select(operations).where(operations.c.session_id == session_id).order_by(operations.c.seq)
-        with translated(self._path):
-            async with self._turn, self._engine.connect() as connection:
-                return [
-                    {
-                        "operation": row.operation,
-                        "actor": row.actor,
-                        "at": from_micros(row.at),
-                        "arguments": json.loads(row.arguments),
-                        "effect": json.loads(row.effect),
-                    }
-                    for row in await connection.execute(query)
-                ]
+        rows = await self._database.read(lambda connection: connection.execute(_LOGGED, {"wanted": session_id}).all())
+        return [
+            {
+                "operation": row.operation,
+                "actor": row.actor,
+                "at": from_micros(row.at),
+                "arguments": json.loads(row.arguments),
+                "effect": json.loads(row.effect),
+            }
+            for row in rows
+        ]
 
     async def purge_expired(self, now: datetime) -> int:
         """See :meth:`agemem_mcp.domain.ports.SessionStore.purge_expired`."""
         expired = select(sessions.c.session_id).where(sessions.c.expires_at <= to_micros(now)).scalar_subquery()
-        with translated(self._path):
-            async with self._turn, self._engine.begin() as connection:
-                for table in (messages, operations):
-                    await connection.execute(delete(table).where(table.c.session_id.in_(expired)))
-                result = await connection.execute(delete(sessions).where(sessions.c.expires_at <= to_micros(now)))
-                return result.rowcount
+
+        def work(connection: Connection) -> int:
+            for table in (messages, operations):
+                connection.execute(delete(table).where(table.c.session_id.in_(expired)))
+            return connection.execute(delete(sessions).where(sessions.c.expires_at <= to_micros(now))).rowcount
+
+        return await self._database.write(work)
 
     async def integrity_problems(self) -> list[str]:
         """What SQLite's own check finds; reads the whole file."""
-        with translated(self._path):
-            async with self._turn, self._engine.connect() as connection:
-                rows = (await connection.exec_driver_sql("PRAGMA integrity_check")).all()
-        return [str(row[0]) for row in rows if row[0] != "ok"]
+        return await self._database.integrity_problems()
 
 
 class _Transaction:
     """Implements :class:`agemem_mcp.domain.ports.SessionTransaction`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def session(self, scope: Scope, session_id: str) -> Session | None:
-        query = select(sessions).where(*_in_scope(scope), sessions.c.session_id == session_id)
-        row = (await self._connection.execute(query)).one_or_none()
+    def session(self, scope: Scope, session_id: str) -> Session | None:
+        row = self._connection.execute(_SESSION, {**_key(scope), "wanted": session_id}).one_or_none()
         return None if row is None else _session(row)
 
-    async def add_session(self, session: Session) -> bool:
-        result = await self._connection.execute(
-            sqlite_insert(sessions)
-            .values(
-                session_id=session.session_id,
-                principal=session.scope.principal,
-                namespace=session.scope.namespace,
-                created_at=to_micros(session.created_at),
-                used_at=to_micros(session.used_at),
-                named=session.named,
-                expires_at=to_micros(session.expires_at),
-            )
-            .on_conflict_do_nothing()
+    def add_session(self, session: Session) -> bool:
+        result = self._connection.execute(
+            _ADD,
+            {
+                "session_id": session.session_id,
+                "principal": session.scope.principal,
+                "namespace": session.scope.namespace,
+                "created_at": to_micros(session.created_at),
+                "used_at": to_micros(session.used_at),
+                "named": session.named,
+                "expires_at": to_micros(session.expires_at),
+            },
         )
         return result.rowcount == 1
 
-    async def keep_session(self, session: Session) -> None:
-        await self._connection.execute(
-            update(sessions)
-            .where(*_in_scope(session.scope), sessions.c.session_id == session.session_id)
-            .values(used_at=to_micros(session.used_at), named=session.named, expires_at=to_micros(session.expires_at))
-        )
+    def keep_session(self, session: Session) -> None:
+        kept = {"used_at": to_micros(session.used_at), "expires_at": to_micros(session.expires_at)}
+        key = {**_key(session.scope), "wanted": session.session_id}
+        self._connection.execute(_KEEP, {**key, **kept, "named": session.named})
 
-    async def messages(self, session_id: str, *, active_only: bool = True) -> list[Message]:
-        query = (
-            select(messages)
-            .where(messages.c.session_id == session_id)
-            # A summary shares the position of the first message it replaced, and comes after it when that one is back.
-            .order_by(messages.c.position, messages.c.created_at)
-        )
-        if active_only:
-            query = query.where(messages.c.state == MessageState.ACTIVE.value)
-        return [_message(row) for row in await self._connection.execute(query)]
+    def messages(self, session_id: str, *, active_only: bool = True) -> list[Message]:
+        query = _ACTIVE_MESSAGES if active_only else _ALL_MESSAGES
+        return [_message(row) for row in self._connection.execute(query, {"wanted": session_id})]
 
-    async def put_messages(self, session_id: str, messages_: Sequence[Message], /) -> None:
+    def put_messages(self, session_id: str, messages_: Sequence[Message], /) -> None:
         if not messages_:
             return
-        statement = sqlite_insert(messages)
-        changing = ("position", "tokens", "tokenizer", "state", "replaced_by")
-        statement = statement.on_conflict_do_update(
-            index_elements=["session_id", "message_id"],
-            set_={name: statement.excluded[name] for name in changing},
-        )
         rows = [
             {
                 "session_id": session_id,
@@ -246,13 +247,12 @@ class _Transaction:
             }
             for message in messages_
         ]
-        await self._connection.execute(statement, rows)
+        self._connection.execute(_PUT_MESSAGES, rows)
 
-    async def next_ordinal(self, session_id: str) -> int:
-        query = select(func.count()).select_from(messages).where(messages.c.session_id == session_id)
-        return int((await self._connection.execute(query)).scalar_one()) + 1
+    def tally(self, session_id: str, tokenizer: str) -> Tally:
+        return Tally(*self._connection.execute(_TALLY, {"wanted": session_id, "tokenizer": tokenizer}).one())
 
-    async def log(  # noqa: PLR0913  one per column
+    def log(  # noqa: PLR0913  one per column
         self,
         session_id: str,
         *,
@@ -262,20 +262,19 @@ class _Transaction:
         arguments: Mapping[str, Any],
         effect: Mapping[str, Any],
     ) -> None:
-        await self._connection.execute(
-            insert(operations).values(
-                session_id=session_id,
-                operation=operation,
-                actor=actor.value,
-                at=to_micros(at),
-                arguments=json.dumps(arguments, ensure_ascii=False),
-                effect=json.dumps(effect, ensure_ascii=False),
-            )
-        )
+        row = {
+            "session_id": session_id,
+            "operation": operation,
+            "actor": actor.value,
+            "at": to_micros(at),
+            "arguments": json.dumps(arguments, ensure_ascii=False),
+            "effect": json.dumps(effect, ensure_ascii=False),
+        }
+        self._connection.execute(_LOG, row)
 
 
-def _in_scope(scope: Scope) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return (sessions.c.principal == scope.principal, sessions.c.namespace == scope.namespace)
+def _key(scope: Scope) -> dict[str, Any]:
+    return {"in_principal": scope.principal, "in_namespace": scope.namespace}
 
 
 def _session(row: Row[Any]) -> Session:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from agemem_mcp.errors import InvalidOperation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from agemem_mcp.domain.memory import Scope
@@ -81,6 +82,25 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """How much a session holds."""
+
+    ever: int
+    """Messages it ever held."""
+    active: int
+    """Messages now in its context."""
+    tokens: int
+    """The sum of their tokens."""
+    stale: int = 0
+    """How many of them were counted by another tokenizer."""
+
+    def plus(self, added: Sequence[Message]) -> Tally:
+        """The same after these messages were added."""
+        tokens = self.tokens + sum(message.tokens for message in added)
+        return replace(self, ever=self.ever + len(added), active=self.active + len(added), tokens=tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class SessionLives:
     """After what time sessions expire."""
 
@@ -100,12 +120,14 @@ def in_words(life: timedelta) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ContextWindow:
-    """The messages now in a session's context, in order, against its budget."""
+    """The messages now in a session's context, in order."""
 
     messages: tuple[Message, ...]
-    budget_tokens: int
-    tokenizer: str
-    approximate: bool
+
+    @property
+    def active(self) -> int:
+        """How many they are."""
+        return len(self.messages)
 
     @property
     def tokens(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pydantic import JsonValue
 
@@ -88,6 +88,8 @@ class MemoryRecord:
     updated_at: datetime
     expires_at: datetime | None = None
     deleted: bool = False
+    follows: str | None = None
+    """The entry that the same writer stored just before this one."""
 
     def is_live(self, now: datetime) -> bool:
         """Whether the entry can be retrieved at ``now``: neither deleted nor expired."""
@@ -105,6 +107,14 @@ class MemoryEvent:
     session_id: str | None
     at: datetime
     record: MemoryRecord
+
+
+class Usage(NamedTuple):
+    """What the entries of a scope take up."""
+
+    entries: int
+    bytes: int
+    """UTF-8 bytes of texts and metadata."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
-    from agemem_mcp.domain.context import Message, Session
+    from agemem_mcp.domain.context import Message, Session, Tally
     from agemem_mcp.domain.memory import (
         Actor,
         IndexEntry,
@@ -23,13 +22,14 @@ if TYPE_CHECKING:
         MemoryRecord,
         Scope,
         ScoreLists,
+        Usage,
     )
 
 T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """Where the time comes from; fixed in tests and training."""
+    """Where the time comes from; fixed in tests and training. Read from several threads."""
 
     def now(self) -> datetime:
         """The present, with time zone UTC."""
@@ -37,7 +37,7 @@ class Clock(Protocol):
 
 
 class IdSource(Protocol):
-    """Where ids and handles come from; reproducible under a seed."""
+    """Where ids and handles come from; reproducible under a seed. Asked from several threads."""
 
     def memory_id(self, created_in_scope: int, attempt: int) -> str:
         """A new memory id.
@@ -144,40 +144,75 @@ class MemoryIndex(Protocol):
 
 
 class LedgerTransaction(Protocol):
-    """Reads and appends within one transaction; sees what was appended before it."""
+    """Reads and appends within one transaction; sees what was appended before it.
 
-    async def head(self, scope: Scope, memory_id: str) -> MemoryRecord | None:
+    Synchronous: the work that is given it runs in the store's writing thread, off the event loop.
+    """
+
+    def head(self, scope: Scope, memory_id: str) -> MemoryRecord | None:
         """The latest state of an entry, deleted or not."""
         ...
 
-    async def head_by_digest(self, scope: Scope, digest: str) -> MemoryRecord | None:
+    def head_by_digest(self, scope: Scope, digest: str) -> MemoryRecord | None:
         """The entry that is not deleted and whose content has this digest."""
         ...
 
-    async def created_in_scope(self, scope: Scope) -> int:
+    def created_in_scope(self, scope: Scope) -> int:
         """How many entries the scope ever held."""
         ...
 
-    async def append(
-        self, kind: MemoryEventKind, record: MemoryRecord, *, digest: str, actor: Actor, session_id: str | None
+    def last_added(self, scope: Scope, writer: str) -> tuple[str, datetime] | None:
+        """The id of the entry that this writer added last, and when; None if it never added one."""
+        ...
+
+    def usage(self, scope: Scope, now: datetime) -> Usage:
+        """What the scope's entries take up that are neither deleted nor expired at ``now``."""
+        ...
+
+    def append(  # noqa: PLR0913  one per column
+        self,
+        kind: MemoryEventKind,
+        record: MemoryRecord,
+        *,
+        digest: str,
+        actor: Actor,
+        session_id: str | None,
+        writer: str | None = None,
     ) -> MemoryEvent:
-        """Append one event; its record becomes the head."""
+        """Append one event; its record becomes the head.
+
+        Args:
+            kind: what was done.
+            record: the entry's state after it.
+            digest: of the record's content.
+            actor: who did it.
+            session_id: on whose behalf.
+            writer: whose successive entries belong together.
+        """
         ...
 
 
 class Ledger(Protocol):
     """The append-only truth about long-term memory."""
 
-    async def write(self, work: Callable[[LedgerTransaction], Awaitable[T]]) -> T:
+    async def write(self, work: Callable[[LedgerTransaction], T]) -> T:
         """Run ``work`` in a transaction; when this returns, it is on stable storage.
 
-        Concurrent calls run one after the other and may share one commit. An error of one call
-        undoes that call alone.
+        ``work`` runs in another thread and must not touch the event loop. Concurrent calls run one
+        after the other and may share one commit. An error of one call undoes that call alone.
         """
         ...
 
     async def heads(self, scope: Scope, memory_ids: Collection[str]) -> dict[str, MemoryRecord]:
         """The latest states of entries, deleted ones included; unknown ids are left out."""
+        ...
+
+    async def neighbours(self, scope: Scope, memory_ids: Collection[str]) -> dict[str, tuple[str | None, str | None]]:
+        """What the same writer stored just before and just after each entry, live or not; unknown ids are left out."""
+        ...
+
+    async def usage(self, scope: Scope) -> Usage:
+        """What the scope's entries take up that are neither deleted nor expired."""
         ...
 
     async def list_heads(self, scope: Scope, *, limit: int | None, include_deleted: bool) -> list[MemoryRecord]:
@@ -198,33 +233,33 @@ class Ledger(Protocol):
 
 
 class SessionTransaction(Protocol):
-    """Reads and writes of one session within one transaction."""
+    """Reads and writes of one session within one transaction; synchronous, as :class:`LedgerTransaction`."""
 
-    async def session(self, scope: Scope, session_id: str) -> Session | None:
+    def session(self, scope: Scope, session_id: str) -> Session | None:
         """The scope's session with this handle, expired or not."""
         ...
 
-    async def add_session(self, session: Session) -> bool:
+    def add_session(self, session: Session) -> bool:
         """Store a new session; False, and nothing done, if its handle is taken in any scope."""
         ...
 
-    async def keep_session(self, session: Session) -> None:
+    def keep_session(self, session: Session) -> None:
         """Store when a session was last used and when it expires."""
         ...
 
-    async def messages(self, session_id: str, *, active_only: bool = True) -> list[Message]:
+    def messages(self, session_id: str, *, active_only: bool = True) -> list[Message]:
         """Messages by position."""
         ...
 
-    async def put_messages(self, session_id: str, messages: Sequence[Message], /) -> None:
+    def put_messages(self, session_id: str, messages: Sequence[Message], /) -> None:
         """Insert messages, or replace those with the same id."""
         ...
 
-    async def next_ordinal(self, session_id: str) -> int:
-        """One more than the number of messages the session ever held."""
+    def tally(self, session_id: str, tokenizer: str) -> Tally:
+        """How much the session holds, read without its texts."""
         ...
 
-    async def log(  # noqa: PLR0913  one per column
+    def log(  # noqa: PLR0913  one per column
         self,
         session_id: str,
         *,
@@ -241,8 +276,16 @@ class SessionTransaction(Protocol):
 class SessionStore(Protocol):
     """Short-term contexts: sessions, their messages, and what was done to them."""
 
-    def transaction(self) -> AbstractAsyncContextManager[SessionTransaction]:
-        """A transaction, committed on a normal exit and undone on an error."""
+    async def write(self, work: Callable[[SessionTransaction], T]) -> T:
+        """Run ``work`` in a transaction, undone on an error.
+
+        ``work`` runs in another thread and must not touch the event loop; concurrent calls run one
+        after the other.
+        """
+        ...
+
+    async def read(self, work: Callable[[SessionTransaction], T]) -> T:
+        """Run ``work`` that only reads, on one state of the store, beside whoever writes."""
         ...
 
     async def list_sessions(self, scope: Scope, *, now: datetime, limit: int | None) -> list[Session]:

@@ -234,7 +234,13 @@ class Owner:
     async def _mcp(self, settings: Settings, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         scope = Scope(namespace=settings.namespace)
         offer = ToolOffer(tools=settings.tools, lives=self.settings.context.lives)
-        server = MemoryServer(self.gate, scope_of=lambda _: scope, offer=offer, turns=self.turns)
+        server = MemoryServer(
+            self.gate,
+            scope_of=lambda _: scope,
+            offer=offer,
+            turns=self.turns,
+            writer=f"connection {secrets.token_hex(8)}",
+        )
         outgoing = Outgoing(writer)
         incoming = Incoming(reader, outgoing)
         self._incoming.add(incoming)

@@ -73,6 +73,7 @@ class MemoryServer:
         scope_of: Callable[[Any], Scope],
         offer: ToolOffer | None = None,
         turns: Turns | None = None,
+        writer: str | None = None,
     ) -> None:
         """Set the server up.
 
@@ -81,11 +82,13 @@ class MemoryServer:
             scope_of: the caller's scope, from the transport's own request object (None over stdio).
             offer: which tools, and what they say of themselves.
             turns: whose operation is next, where other servers work on the same service.
+            writer: the connection's own id, where the server has one connection: what it stores belongs together.
         """
         offer = offer or ToolOffer()
         self._gate = gate
         self._scope_of = scope_of
         self._turns = turns or Turns()
+        self._writer = writer
         operations = SIX if offer.tools == "six" else (*SIX, *HELPERS)
         self._names = {tool_name(operation) for operation in operations}
         self._listing = _listing(operations, offer.lives)
@@ -142,6 +145,7 @@ class MemoryServer:
         scope = self._scope_of(context.request)
         await self._turns.begin(self._caller(context))
         task = asyncio.create_task(service.apply(scope, operation, _origin(context)))
+        task = asyncio.create_task(service.apply(scope, operation, _origin(context, self._writer)))
         self._running.add(task)
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
@@ -190,12 +194,14 @@ def _reporter(context: ServerRequestContext[Any, Any]) -> Callable[[Progress], A
     return report
 
 
-def _origin(context: ServerRequestContext[Any, Any]) -> Origin:
+def _origin(context: ServerRequestContext[Any, Any], writer: str | None) -> Origin:
     meta: dict[str, Any] = dict(context.meta or {})
-    actor, session_id = meta.get(ACTOR_META_KEY), meta.get(SESSION_META_KEY)
+    actor, named = meta.get(ACTOR_META_KEY), meta.get(SESSION_META_KEY)
+    session_id = named[:64] if isinstance(named, str) and named.isprintable() else None
     return Origin(
         actor=Actor(actor) if isinstance(actor, str) and actor in set(Actor) else Actor.POLICY,
-        session_id=session_id[:64] if isinstance(session_id, str) and session_id.isprintable() else None,
+        session_id=session_id,
+        writer=session_id or writer,
     )
 
 

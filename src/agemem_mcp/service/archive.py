@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from agemem_mcp.domain.context import Message, Session
     from agemem_mcp.domain.memory import MemoryEvent, MemoryRecord, Scope
-    from agemem_mcp.domain.ports import Clock, Ledger, SessionStore
+    from agemem_mcp.domain.ports import Clock, Ledger, SessionStore, SessionTransaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,15 @@ class SessionArchive:
         Raises:
             NotFound: unknown, expired or another caller's session.
         """
-        async with self.store.transaction() as store:
-            session = await store.session(scope, session_id)
+
+        def work(store: SessionTransaction) -> list[Message]:
+            session = store.session(scope, session_id)
             if session is None or session.expires_at <= self.clock.now():
                 msg = f"There is no session {preview(session_id, 60)!r}. `agemem-mcp sessions list` shows those alive."
                 raise NotFound(msg)
-            return await store.messages(session_id, active_only=False)
+            return store.messages(session_id, active_only=False)
+
+        return await self.store.read(work)
 
     async def operations(self, scope: Scope, session_id: str) -> Sequence[dict[str, Any]]:
         """What was done to a session's context, by whom, oldest first.

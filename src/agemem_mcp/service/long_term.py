@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+NEIGHBOUR_GAP = timedelta(minutes=10)
+"""How long after a memory of the same writer the next one still belongs to it."""
+
 _CANDIDATES = 100
 _SIMILAR_SHOWN = 3
 _SIMILAR_COSINE = 0.6
@@ -48,6 +51,8 @@ class Origin:
 
     actor: Actor = Actor.POLICY
     session_id: str | None = None
+    writer: str | None = None
+    """Whose successive memories belong together: the session if the caller named one, else the connection."""
 
 
 class LongTermMemory:
@@ -88,14 +93,14 @@ class LongTermMemory:
         near = await self._near(scope, operation.content, vector)
         fingerprint = digest(operation.content)
 
-        async def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, bool, int]:
-            existing = await ledger.head_by_digest(scope, fingerprint)
+        def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, bool, int]:
+            existing = ledger.head_by_digest(scope, fingerprint)
             if existing is not None:
-                return await self._merge_duplicate(ledger, existing, operation.memory_type, metadata, origin)
+                return self._merge_duplicate(ledger, existing, operation.memory_type, metadata, origin)
             now = self._clock.now()
             record = MemoryRecord(
                 scope=scope,
-                memory_id=await self._new_id(ledger, scope),
+                memory_id=self._new_id(ledger, scope),
                 version=1,
                 content=operation.content,
                 memory_type=operation.memory_type,
@@ -103,8 +108,9 @@ class LongTermMemory:
                 created_at=now,
                 updated_at=now,
                 expires_at=expires_at,
+                follows=_just_before(ledger, scope, origin.writer, now),
             )
-            event = await _append(ledger, MemoryEventKind.ADD, record, origin)
+            event = _append(ledger, MemoryEventKind.ADD, record, origin)
             return record, False, event.seq
 
         record, duplicate, seq = await self._ledger.write(work)
@@ -131,12 +137,12 @@ class LongTermMemory:
         if known is not None:
             await self._embed(indexed_text(operation.content, {**known.metadata, **operation.metadata}))
 
-        async def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, MemoryRecord, int]:
-            before = await self._live(ledger, scope, operation.memory_id)
+        def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, MemoryRecord, int]:
+            before = self._live(ledger, scope, operation.memory_id)
             after = self._changed(before, content=operation.content, metadata=operation.metadata)
             if after is before:
                 return before, before, 0
-            event = await _append(ledger, MemoryEventKind.UPDATE, after, origin)
+            event = _append(ledger, MemoryEventKind.UPDATE, after, origin)
             return before, after, event.seq
 
         before, after, seq = await self._ledger.write(work)
@@ -159,10 +165,10 @@ class LongTermMemory:
             msg = f"{operation.memory_id} was not deleted. Call Delete_memory again with confirmation: true."
             raise InvalidOperation(msg)
 
-        async def work(ledger: LedgerTransaction) -> int:
-            before = await self._live(ledger, scope, operation.memory_id)
+        def work(ledger: LedgerTransaction) -> int:
+            before = self._live(ledger, scope, operation.memory_id)
             after = replace(before, version=before.version + 1, updated_at=self._clock.now(), deleted=True)
-            event = await _append(ledger, MemoryEventKind.DELETE, after, origin)
+            event = _append(ledger, MemoryEventKind.DELETE, after, origin)
             return event.seq
 
         await self._indexer.try_catch_up(await self._ledger.write(work))
@@ -213,21 +219,21 @@ class LongTermMemory:
             msg = f"{memory_id} has no version {version} to restore. It has {', '.join(map(str, sorted(texts)))}."
             raise NotFound(msg)
 
-        async def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, int]:
-            head = await ledger.head(scope, memory_id)
+        def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, int]:
+            head = ledger.head(scope, memory_id)
             if head is None:
                 raise no_such_memory(memory_id)
             after = self._revived(head, chosen)
             if after is head:
                 return head, 0
-            event = await _append(ledger, MemoryEventKind.RESTORE, after, origin)
+            event = _append(ledger, MemoryEventKind.RESTORE, after, origin)
             return after, event.seq
 
         record, seq = await self._ledger.write(work)
         await self._indexer.try_catch_up(seq)
         return record
 
-    async def _merge_duplicate(
+    def _merge_duplicate(
         self,
         ledger: LedgerTransaction,
         existing: MemoryRecord,
@@ -241,7 +247,7 @@ class LongTermMemory:
         merged = self._changed(existing, content=existing.content, metadata=metadata, memory_type=memory_type)
         if merged is existing:
             return existing, True, 0
-        event = await _append(ledger, MemoryEventKind.UPDATE, merged, origin)
+        event = _append(ledger, MemoryEventKind.UPDATE, merged, origin)
         return merged, True, event.seq
 
     def _changed(
@@ -293,15 +299,15 @@ class LongTermMemory:
             raise InvalidOperation(msg)
         return moment
 
-    async def _new_id(self, ledger: LedgerTransaction, scope: Scope) -> str:
-        created = await ledger.created_in_scope(scope)
+    def _new_id(self, ledger: LedgerTransaction, scope: Scope) -> str:
+        created = ledger.created_in_scope(scope)
         attempt = 0
-        while await ledger.head(scope, memory_id := self._ids.memory_id(created, attempt)) is not None:
+        while ledger.head(scope, memory_id := self._ids.memory_id(created, attempt)) is not None:
             attempt += 1
         return memory_id
 
-    async def _live(self, ledger: LedgerTransaction, scope: Scope, memory_id: str) -> MemoryRecord:
-        head = await ledger.head(scope, memory_id)
+    def _live(self, ledger: LedgerTransaction, scope: Scope, memory_id: str) -> MemoryRecord:
+        head = ledger.head(scope, memory_id)
         if head is None:
             raise no_such_memory(memory_id)
         if not head.is_live(self._clock.now()):
@@ -346,12 +352,21 @@ def _same(one: MemoryRecord, other: MemoryRecord) -> bool:
     return one == other and next(spelled) == next(spelled)
 
 
-async def _append(
-    ledger: LedgerTransaction, kind: MemoryEventKind, record: MemoryRecord, origin: Origin
-) -> MemoryEvent:
-    return await ledger.append(
-        kind, record, digest=digest(record.content), actor=origin.actor, session_id=origin.session_id
+def _append(ledger: LedgerTransaction, kind: MemoryEventKind, record: MemoryRecord, origin: Origin) -> MemoryEvent:
+    return ledger.append(
+        kind,
+        record,
+        digest=digest(record.content),
+        actor=origin.actor,
+        session_id=origin.session_id,
+        writer=origin.writer,
     )
+
+
+def _just_before(ledger: LedgerTransaction, scope: Scope, writer: str | None, now: datetime) -> str | None:
+    """The memory that the writer stored just before ``now``, unless too long ago to belong together."""
+    last = None if writer is None else ledger.last_added(scope, writer)
+    return None if last is None or now - last[1] > NEIGHBOUR_GAP else last[0]
 
 
 def _shared_words(first: str, second: str) -> float:

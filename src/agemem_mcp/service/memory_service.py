@@ -65,7 +65,6 @@ class MemoryService:
                 return await self.short_term.show(scope, operation)
 
     async def _retrieve(self, scope: Scope, operation: RetrieveMemory, origin: Origin) -> RetrieveResult:
-        await self.short_term.check(scope, operation.session_id)
         hits = await self.long_term.search(
             scope, operation.query, top_k=operation.top_k, metadata_filter=operation.metadata_filter
         )

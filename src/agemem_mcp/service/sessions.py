@@ -12,6 +12,7 @@ from agemem_mcp.domain.text import preview
 from agemem_mcp.errors import NotFound
 
 if TYPE_CHECKING:
+    from agemem_mcp.domain.context import Tally
     from agemem_mcp.domain.memory import Scope
     from agemem_mcp.domain.ports import Clock, IdSource, SessionTransaction, TokenCounter
 
@@ -41,7 +42,7 @@ class Sessions:
         """What tokens are counted with."""
         return self._tokens.name
 
-    async def mint(self, store: SessionTransaction, scope: Scope) -> str:
+    def mint(self, store: SessionTransaction, scope: Scope) -> str:
         """Open a session; returns its handle."""
         now = self._clock.now()
         while True:
@@ -54,17 +55,17 @@ class Sessions:
                 expires_at=now + self._rules.lives.unnamed,
             )
             # Under a seed the handles of an earlier run come again, and some of them are in use.
-            if await store.add_session(session):
+            if store.add_session(session):
                 return session.session_id
 
-    async def use(self, store: SessionTransaction, scope: Scope, session_id: str) -> None:
+    def use(self, store: SessionTransaction, scope: Scope, session_id: str) -> None:
         """Make sure that the session is the caller's, and prolong its life: naming it shows that it is in use.
 
         Raises:
             NotFound: unknown, expired or another caller's session; the text is the same for all three.
         """
         now = self._clock.now()
-        session = await store.session(scope, session_id)
+        session = store.session(scope, session_id)
         if session is None or session.expires_at <= now:
             lives = self._rules.lives
             msg = (
@@ -73,23 +74,20 @@ class Sessions:
                 f"without session_id for a new one."
             )
             raise NotFound(msg)
-        await store.keep_session(replace(session, used_at=now, named=True, expires_at=now + self._rules.lives.used))
+        store.keep_session(replace(session, used_at=now, named=True, expires_at=now + self._rules.lives.used))
 
-    async def window(self, store: SessionTransaction, session_id: str) -> ContextWindow:
+    def window(self, store: SessionTransaction, session_id: str) -> ContextWindow:
         """The messages now in the context, all counted with one tokenizer."""
-        messages = await store.messages(session_id)
+        messages = store.messages(session_id)
         # Another tokenizer may have been configured since they were counted.
         stale = [message for message in messages if message.tokenizer != self._tokens.name]
         if stale:
-            recounted = {one.message_id: one.counted(await self.count(one.content), self._tokens.name) for one in stale}
-            await store.put_messages(session_id, list(recounted.values()))
+            recounted = {
+                one.message_id: one.counted(self._tokens.count(one.content), self._tokens.name) for one in stale
+            }
+            store.put_messages(session_id, list(recounted.values()))
             messages = [recounted.get(message.message_id, message) for message in messages]
-        return ContextWindow(
-            messages=tuple(messages),
-            budget_tokens=self._rules.budget_tokens,
-            tokenizer=self._tokens.name,
-            approximate=self._tokens.approximate,
-        )
+        return ContextWindow(tuple(messages))
 
     async def count(self, text: str) -> int:
         """Tokens of a text."""
@@ -97,20 +95,28 @@ class Sessions:
             return self._tokens.count(text)
         return await asyncio.to_thread(self._tokens.count, text)
 
-    def info(self, window: ContextWindow) -> ContextInfo:
+    def measure(self, store: SessionTransaction, session_id: str) -> Tally:
+        """How much the session holds, counted with the present tokenizer."""
+        tally = store.tally(session_id, self._tokens.name)
+        if tally.stale:
+            self.window(store, session_id)
+            tally = store.tally(session_id, self._tokens.name)
+        return tally
+
+    def info(self, context: ContextWindow | Tally) -> ContextInfo:
         """How full a context is, with a warning from 80 % of the budget on."""
-        share = window.tokens / window.budget_tokens
+        share = context.tokens / self._rules.budget_tokens
         warning = None
         if share >= WARNING_SHARE:
             warning = (
-                f"The context holds {share:.0%} of its budget of {window.budget_tokens:,} tokens. "
+                f"The context holds {share:.0%} of its budget of {self._rules.budget_tokens:,} tokens. "
                 f"Call Summary_context or Filter_context."
             )
         return ContextInfo(
-            message_count=len(window.messages),
-            tokens=window.tokens,
-            budget_tokens=window.budget_tokens,
-            tokenizer=window.tokenizer,
-            approximate=window.approximate,
+            message_count=context.active,
+            tokens=context.tokens,
+            budget_tokens=self._rules.budget_tokens,
+            tokenizer=self._tokens.name,
+            approximate=self._tokens.approximate,
             warning=warning,
         )

@@ -27,14 +27,11 @@ from agemem_mcp.service.relevance import similarities
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from agemem_mcp.domain.context import ContextWindow
     from agemem_mcp.domain.memory import Actor, Scope
     from agemem_mcp.domain.modes import FilterMode
     from agemem_mcp.domain.operations import AppendContext, FilterContext, ShowContext, SummaryContext
-    from agemem_mcp.domain.ports import (
-        Clock,
-        Embedder,
-        SessionStore,
-    )
+    from agemem_mcp.domain.ports import Clock, Embedder, SessionStore, SessionTransaction
     from agemem_mcp.service.sessions import Sessions
     from agemem_mcp.service.summarising import SummarizerChain
 
@@ -60,16 +57,6 @@ class ShortTermMemory:
         self._clock = clock
         self._filter_mode = filter_mode
         self._filter_theta = filter_theta
-
-    async def check(self, scope: Scope, session_id: str | None) -> None:
-        """Fail early when a session was named that is not the caller's.
-
-        Raises:
-            NotFound: unknown, expired or another caller's session.
-        """
-        if session_id is not None:
-            async with self._store.transaction() as store:
-                await self._sessions.use(store, scope, session_id)
 
     async def append(self, scope: Scope, operation: AppendContext, actor: Actor) -> AppendResult:
         """Append messages, opening a session if none is named.
@@ -114,19 +101,17 @@ class ShortTermMemory:
                 messages that changed meanwhile.
         """
         session_id = _named(operation.session_id, operation.name)
-        async with self._store.transaction() as store:
-            await self._sessions.use(store, scope, session_id)
-            window = await self._sessions.window(store, session_id)
-        replaced = window.span(operation.span)
+        replaced = (await self._window(scope, session_id)).span(operation.span)
         summary = await self._summarizers.summarise(replaced, given=operation.summary)
-        async with self._store.transaction() as store:
-            present = await self._sessions.window(store, session_id)
-            if not {message.message_id for message in replaced} <= {one.message_id for one in present.messages}:
+        ids = [one.message_id for one in replaced]
+
+        def work(store: SessionTransaction) -> ContextInfo:
+            present = self._sessions.window(store, session_id)
+            if not set(ids) <= {one.message_id for one in present.messages}:
                 msg = "The context changed while it was being summarised. Nothing was changed; call again."
                 raise InvalidOperation(msg)
-            ordinal = await store.next_ordinal(session_id)
             message = Message(
-                message_id=f"msg_{ordinal}",
+                message_id=f"msg_{self._sessions.measure(store, session_id).ever + 1}",
                 role=Role.TOOL,
                 content=summary.text,
                 created_at=self._clock.now(),
@@ -136,10 +121,8 @@ class ShortTermMemory:
                 kind=MessageKind.SUMMARY,
             )
             gone = [replace(one, state=MessageState.SUMMARISED, replaced_by=message.message_id) for one in replaced]
-            await store.put_messages(session_id, [*gone, message])
-            info = self._sessions.info(await self._sessions.window(store, session_id))
-            ids = [one.message_id for one in replaced]
-            await store.log(
+            store.put_messages(session_id, [*gone, message])
+            store.log(
                 session_id,
                 operation=operation.name,
                 actor=actor,
@@ -152,6 +135,9 @@ class ShortTermMemory:
                     "tokens_after": summary.tokens,
                 },
             )
+            return self._sessions.info(self._sessions.measure(store, session_id))
+
+        info = await self._store.write(work)
         return SummaryResult(
             session_id=session_id, summary=summary.text, method=summary.method, replaced=ids, context=info
         )
@@ -165,9 +151,7 @@ class ShortTermMemory:
             EmbeddingError: the messages could not be embedded; nothing was changed.
         """
         session_id = _named(operation.session_id, operation.name)
-        async with self._store.transaction() as store:
-            await self._sessions.use(store, scope, session_id)
-            window = await self._sessions.window(store, session_id)
+        window = await self._window(scope, session_id)
         candidates = [message for message in window.messages if message.role is not Role.SYSTEM]
         scores = await similarities(
             operation.criteria,
@@ -180,16 +164,18 @@ class ShortTermMemory:
             for message, score in zip(candidates, scores, strict=True)
             if score >= self._filter_theta
         }
-        async with self._store.transaction() as store:
-            present = await self._sessions.window(store, session_id)
+
+        def work(store: SessionTransaction) -> tuple[list[Message], ContextInfo]:
+            # Those that left the context meanwhile have left it already.
+            present = self._sessions.window(store, session_id)
             gone = [
                 replace(message, state=MessageState.FILTERED)
                 for message in present.messages
                 if message.message_id in matched
             ]
-            await store.put_messages(session_id, gone)
-            remaining = await self._sessions.window(store, session_id)
-            await store.log(
+            store.put_messages(session_id, gone)
+            remaining = self._sessions.measure(store, session_id)
+            store.log(
                 session_id,
                 operation=operation.name,
                 actor=actor,
@@ -201,6 +187,9 @@ class ShortTermMemory:
                     "tokens_after": remaining.tokens,
                 },
             )
+            return gone, self._sessions.info(remaining)
+
+        gone, info = await self._store.write(work)
         removed = [
             RemovedMessage(
                 message_id=message.message_id,
@@ -210,9 +199,7 @@ class ShortTermMemory:
             )
             for message in gone
         ]
-        return FilterResult(
-            session_id=session_id, removed=removed, mode=self._filter_mode.value, context=self._sessions.info(remaining)
-        )
+        return FilterResult(session_id=session_id, removed=removed, mode=self._filter_mode.value, context=info)
 
     async def show(self, scope: Scope, operation: ShowContext) -> ShowResult:
         """The messages now in the context.
@@ -220,9 +207,7 @@ class ShortTermMemory:
         Raises:
             NotFound: unknown, expired or another caller's session.
         """
-        async with self._store.transaction() as store:
-            await self._sessions.use(store, scope, operation.session_id)
-            window = await self._sessions.window(store, operation.session_id)
+        window = await self._window(scope, operation.session_id)
         shown = [
             ShownMessage(
                 message_id=message.message_id,
@@ -244,9 +229,10 @@ class ShortTermMemory:
         Raises:
             NotFound: unknown, expired or another caller's session, or no such message in it.
         """
-        async with self._store.transaction() as store:
-            await self._sessions.use(store, scope, session_id)
-            everything = await store.messages(session_id, active_only=False)
+
+        def work(store: SessionTransaction) -> list[str]:
+            self._sessions.use(store, scope, session_id)
+            everything = store.messages(session_id, active_only=False)
             by_id = {message.message_id: message for message in everything}
             unknown = [one for one in message_ids or () if one not in by_id]
             if unknown:
@@ -258,8 +244,8 @@ class ShortTermMemory:
                 by_id[one] = replace(by_id[one], state=MessageState.ACTIVE)
             _retire_summaries(by_id)
             back = [one for one in back if by_id[one].state is MessageState.ACTIVE]
-            await store.put_messages(session_id, list(by_id.values()))
-            await store.log(
+            store.put_messages(session_id, list(by_id.values()))
+            store.log(
                 session_id,
                 operation="restore",
                 actor=actor,
@@ -267,7 +253,9 @@ class ShortTermMemory:
                 arguments={"message_ids": list(message_ids or ())},
                 effect={"restored": back},
             )
-        return back
+            return back
+
+        return await self._store.write(work)
 
     async def purge_expired(self) -> int:
         """Forget sessions whose time has run out; returns how many."""
@@ -284,37 +272,44 @@ class ShortTermMemory:
         arguments: Mapping[str, object],
     ) -> tuple[str, list[str], ContextInfo]:
         counts = [await self._sessions.count(content) for _, content, _ in new]
-        async with self._store.transaction() as store:
+
+        def work(store: SessionTransaction) -> tuple[str, list[str], ContextInfo]:
             if session_id is None:
-                session_id = await self._sessions.mint(store, scope)
+                session = self._sessions.mint(store, scope)
             else:
-                await self._sessions.use(store, scope, session_id)
-            ordinal = await store.next_ordinal(session_id)
+                self._sessions.use(store, scope, session := session_id)
+            before = self._sessions.measure(store, session)
+            now = self._clock.now()
             added = [
                 Message(
-                    message_id=f"msg_{ordinal + offset}",
+                    message_id=f"msg_{ordinal}",
                     role=role,
                     content=content,
-                    created_at=self._clock.now(),
-                    position=ordinal + offset,
+                    created_at=now,
+                    position=ordinal,
                     tokens=tokens,
                     tokenizer=self._sessions.tokenizer,
                     kind=kind,
                 )
-                for offset, ((role, content, kind), tokens) in enumerate(zip(new, counts, strict=True))
+                for ordinal, ((role, content, kind), tokens) in enumerate(
+                    zip(new, counts, strict=True), before.ever + 1
+                )
             ]
-            await store.put_messages(session_id, added)
+            store.put_messages(session, added)
             ids = [message.message_id for message in added]
-            await store.log(
-                session_id,
-                operation=operation,
-                actor=actor,
-                at=self._clock.now(),
-                arguments=arguments,
-                effect={"added": ids},
-            )
-            info = self._sessions.info(await self._sessions.window(store, session_id))
-        return session_id, ids, info
+            store.log(session, operation=operation, actor=actor, at=now, arguments=arguments, effect={"added": ids})
+            return session, ids, self._sessions.info(before.plus(added))
+
+        return await self._store.write(work)
+
+    async def _window(self, scope: Scope, session_id: str) -> ContextWindow:
+        """The messages now in the context of a session, whose life this prolongs."""
+
+        def work(store: SessionTransaction) -> ContextWindow:
+            self._sessions.use(store, scope, session_id)
+            return self._sessions.window(store, session_id)
+
+        return await self._store.write(work)
 
 
 def _retire_summaries(by_id: dict[str, Message]) -> None:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
-import threading
+import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import event
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy.dialects import sqlite
 
-from agemem_mcp.adapters.ledger import SqliteLedger
+from agemem_mcp.adapters.ledger import _EXPIRED, SqliteLedger
 from agemem_mcp.adapters.system import SteppingClock
 from agemem_mcp.domain.memory import Actor, MemoryEventKind, MemoryRecord, Scope
 from agemem_mcp.domain.text import digest
-from agemem_mcp.errors import StoreError
+from agemem_mcp.errors import ConfigurationError, InvalidOperation, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
+    from collections.abc import AsyncGenerator, Awaitable
 
     from agemem_mcp.domain.memory import MemoryEvent
     from agemem_mcp.domain.ports import LedgerTransaction
@@ -43,13 +46,15 @@ async def append(
     kind: MemoryEventKind = MemoryEventKind.ADD,
     actor: Actor = Actor.POLICY,
     session_id: str | None = None,
+    *,
+    writer: str | None = None,
 ) -> MemoryEvent:
     """Write one event."""
-
-    async def work(transaction: LedgerTransaction) -> MemoryEvent:
-        return await transaction.append(kind, entry, digest=digest(entry.content), actor=actor, session_id=session_id)
-
-    return await ledger.write(work)
+    return await ledger.write(
+        lambda transaction: transaction.append(
+            kind, entry, digest=digest(entry.content), actor=actor, session_id=session_id, writer=writer
+        )
+    )
 
 
 @asynccontextmanager
@@ -60,15 +65,6 @@ async def opened(path: Path, *, read_only: bool = False) -> AsyncGenerator[Sqlit
         yield ledger
     finally:
         await ledger.close()
-
-
-@pytest.fixture(autouse=True)
-async def threads_end() -> AsyncGenerator[None]:
-    """Wait for the driver's threads: one whose file could not be opened outlives its connection by a moment."""
-    yield
-    for thread in threading.enumerate():
-        if "_connection_worker_thread" in thread.name:
-            await asyncio.to_thread(thread.join, 10)
 
 
 @pytest.fixture
@@ -192,21 +188,18 @@ async def test_changes_are_read_in_batches_up_to_the_end(ledger: SqliteLedger) -
 
 
 async def test_work_sees_what_it_appended_before(ledger: SqliteLedger) -> None:
-    async def work(transaction: LedgerTransaction) -> tuple[MemoryRecord | None, MemoryRecord | None]:
-        before = await transaction.head(SCOPE, "mem_1")
-        await transaction.append(MemoryEventKind.ADD, record(), digest=digest("x"), actor=Actor.POLICY, session_id=None)
-        return before, await transaction.head(SCOPE, "mem_1")
+    def work(transaction: LedgerTransaction) -> tuple[MemoryRecord | None, MemoryRecord | None]:
+        before = transaction.head(SCOPE, "mem_1")
+        transaction.append(MemoryEventKind.ADD, record(), digest=digest("x"), actor=Actor.POLICY, session_id=None)
+        return before, transaction.head(SCOPE, "mem_1")
 
     assert await ledger.write(work) == (None, record())
 
 
-async def test_concurrent_writes_share_commits_and_get_positions_of_their_own(ledger: SqliteLedger) -> None:
-    assert ledger._writer is not None
-    commits: list[object] = []
-    event.listen(ledger._writer.sync_engine, "commit", commits.append)
+async def test_concurrent_writes_get_positions_of_their_own(ledger: SqliteLedger) -> None:
     events = await asyncio.gather(*(append(ledger, record(f"mem_{number}")) for number in range(40)))
     assert sorted(one.seq for one in events) == list(range(1, 41))
-    assert len(commits) == 1
+    assert await ledger.last_seq() == 40
 
 
 async def test_the_ledger_keeps_its_id_and_no_other_has_it(tmp_path: Path) -> None:
@@ -219,10 +212,10 @@ async def test_the_ledger_keeps_its_id_and_no_other_has_it(tmp_path: Path) -> No
 
 
 async def test_writing_is_on_stable_storage_before_it_returns(ledger: SqliteLedger) -> None:
-    assert ledger._writer is not None
-    async with ledger._writer.connect() as connection:
-        assert (await connection.exec_driver_sql("PRAGMA synchronous")).scalar() == 2
-        assert (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar() == "wal"
+    def pragma(name: str) -> Awaitable[object]:
+        return ledger._database.write(lambda connection: connection.exec_driver_sql(f"PRAGMA {name}").scalar())
+
+    assert (await pragma("synchronous"), await pragma("journal_mode")) == (2, "wal")
 
 
 async def test_a_read_only_ledger_reads_beside_the_writer_and_refuses_to_write(
@@ -263,3 +256,179 @@ async def test_rows_that_break_the_schema_are_found_by_the_check(tmp_path: Path)
     connection.close()
     async with opened(path, read_only=True) as reader:
         assert await reader.integrity_problems() == ["NULL value in operations.session_id"]
+
+
+async def test_the_end_moves_with_what_is_committed_alone_also_when_its_caller_is_gone(ledger: SqliteLedger) -> None:
+    def fails(transaction: LedgerTransaction) -> None:
+        transaction.append(MemoryEventKind.ADD, record(), digest="d", actor=Actor.POLICY, session_id=None)
+        raise InvalidOperation
+
+    with pytest.raises(InvalidOperation):
+        await ledger.write(fails)
+    assert await ledger.last_seq() == 0
+    caller = asyncio.create_task(append(ledger, record()))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await ledger.write(lambda _: None)
+    assert await ledger.last_seq() == 1
+
+
+async def test_a_reader_beside_the_writer_sees_the_end_move(ledger: SqliteLedger, tmp_path: Path) -> None:
+    async with opened(tmp_path / "ledger.db", read_only=True) as reader:
+        assert await reader.last_seq() == 0
+        await append(ledger, record())
+        assert await reader.last_seq() == 1
+
+
+async def test_the_entry_a_writer_added_last_is_known_in_its_scope(ledger: SqliteLedger) -> None:
+    async def last(writer: str, scope: Scope = SCOPE) -> tuple[str, datetime] | None:
+        return await ledger.write(lambda transaction: transaction.last_added(scope, writer))
+
+    assert await last("w1") is None
+    await append(ledger, record("mem_1"), writer="w1")
+    later = NOW + timedelta(minutes=1)
+    await append(ledger, record("mem_2", created_at=later), writer="w1")
+    await append(ledger, record("mem_3"), writer="w2")
+    await append(ledger, record("mem_4"))
+    await append(ledger, record("mem_1", version=2), MemoryEventKind.UPDATE, writer="w1")
+    await append(ledger, record("mem_5", scope=OTHER), writer="w1")
+    assert await last("w1") == ("mem_2", later)
+    assert await last("w2") == ("mem_3", NOW)
+    assert await last("w1", OTHER) == ("mem_5", NOW)
+    assert await last("w2", OTHER) is None
+
+
+async def test_neighbours_are_what_was_stored_just_before_and_after_live_or_not(ledger: SqliteLedger) -> None:
+    for number in range(1, 5):
+        await append(ledger, record(f"mem_{number}", follows=f"mem_{number - 1}" if number > 1 else None))
+    await append(ledger, record("mem_9"))
+    await append(ledger, record("mem_3", scope=OTHER, follows="mem_1"))
+    await append(ledger, record("mem_2", version=2, deleted=True, follows="mem_1"), MemoryEventKind.DELETE)
+    assert await ledger.neighbours(SCOPE, ["mem_1", "mem_2", "mem_4", "mem_9", "mem_none"]) == {
+        "mem_1": (None, "mem_2"),
+        "mem_2": ("mem_1", "mem_3"),
+        "mem_4": ("mem_3", None),
+        "mem_9": (None, None),
+    }
+    assert await ledger.neighbours(SCOPE, []) == {}
+    many = [f"mem_x{number}" for number in range(1200)]
+    assert await ledger.neighbours(OTHER, [*many, "mem_3"]) == {"mem_3": ("mem_1", None)}
+    assert (await ledger.heads(SCOPE, ["mem_2"]))["mem_2"].follows == "mem_1"
+    assert [one.record.follows for one in await ledger.history(SCOPE, "mem_2")] == ["mem_1", "mem_1"]
+
+
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(["mem_1", "mem_2", "mem_3"]),
+        st.sampled_from([SCOPE, OTHER]),
+        st.text(max_size=5),
+        st.booleans(),
+        st.sampled_from([None, NOW - timedelta(days=1), NOW + timedelta(days=1)]),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=40)
+@given(changes=CHANGES)
+def test_usage_is_what_the_entries_neither_deleted_nor_expired_take_up(changes: list[Any]) -> None:
+    async def run(path: Path) -> None:
+        heads: dict[tuple[Scope, str], MemoryRecord] = {}
+        async with opened(path) as ledger:
+            for memory_id, scope, content, deleted, expires_at in changes:
+                before = heads.get((scope, memory_id))
+                entry = record(
+                    memory_id,
+                    scope=scope,
+                    content=content,
+                    metadata={"é": content},
+                    version=1 if before is None else before.version + 1,
+                    deleted=deleted,
+                    expires_at=expires_at,
+                )
+                heads[scope, memory_id] = entry
+                await append(ledger, entry)
+            for scope in (SCOPE, OTHER):
+                live = [one for (of, _), one in heads.items() if of == scope and one.is_live(NOW)]
+                sizes = [
+                    len(one.content.encode()) + len(f'{{"é":{json.dumps(one.content, ensure_ascii=False)}}}'.encode())
+                    for one in live
+                ]
+                assert await ledger.usage(scope) == (len(live), sum(sizes))
+                assert await ledger.write(lambda transaction, of=scope: transaction.usage(of, NOW)) == (
+                    len(live),
+                    sum(sizes),
+                )
+
+    with tempfile.TemporaryDirectory(prefix="agemem-usage-") as folder:
+        asyncio.run(run(Path(folder) / "ledger.db"))
+
+
+async def test_expired_entries_are_counted_from_an_index_alone(ledger: SqliteLedger) -> None:
+    query = _EXPIRED.compile(dialect=sqlite.dialect(paramstyle="named"))
+    key = {**query.params, "principal": "local", "namespace": "default", "now": 1}
+    plan = await ledger._database.read(
+        lambda connection: connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", key).all()
+    )
+    assert ["USING COVERING INDEX memories_by_expiry" in row[3] for row in plan] == [True]
+
+
+def old_ledger(path: Path) -> None:
+    """A ledger as version 1 of the schema left it: two scopes, changed, deleted and expiring entries."""
+    connection = sqlite3.connect(path)
+    connection.executescript(Path(__file__).with_name("ledger_schema_1.sql").read_text(encoding="utf-8"))
+    connection.close()
+
+
+def shape(path: Path) -> dict[str, Any]:
+    """Columns and indexes of a database, whatever their order."""
+    connection = sqlite3.connect(path)
+    tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    found: dict[str, Any] = {
+        table: {row[1:] for row in connection.execute(f"PRAGMA table_info({table})")} for table in sorted(tables)
+    }
+    indexes = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")
+    found["indexes"] = {(name, " ".join(sql.split())) for name, sql in indexes}
+    connection.close()
+    return found
+
+
+async def test_a_ledger_of_the_first_schema_is_brought_up_to_date_and_kept_as_a_backup(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    old_ledger(path)
+    with pytest.raises(ConfigurationError, match="written by an older release"):
+        async with opened(path, read_only=True):
+            pytest.fail("it was opened")
+    async with opened(path) as ledger:
+        assert await ledger.ledger_id() == "aabcab8009f443e0a8f6ce04f8ea0b7d"
+        heads = await ledger.heads(SCOPE, ["mem_1", "mem_2", "mem_3"])
+        assert [(one.content, one.version, one.deleted, one.follows) for one in heads.values()] == [
+            ("Ana likes green tea.", 2, False, None),
+            ("Bo drives.", 2, True, None),
+            ("Parcel comes.", 1, False, None),
+        ]
+        assert [one.record.content for one in await ledger.history(SCOPE, "mem_1")] == [
+            "Ana likes tea.",
+            "Ana likes green tea.",
+        ]
+        assert await ledger.last_seq() == 6
+        sizes = [len(text.encode()) for text in ("Ana likes green tea.", '{"title":"Ünïcödé ☕"}')]
+        # The parcel has not yet come at NOW, half a day after the beginning of the year.
+        sizes += [len("Parcel comes."), len('{"expires_at":"2026-01-02T00:00:00Z"}')]
+        assert await ledger.usage(SCOPE) == (2, sum(sizes))
+        assert await ledger.usage(Scope("ana", "other")) == (1, len("It's another's; with a quote{}"))
+        await append(ledger, record("mem_4", follows="mem_3"), writer="w")
+        assert await ledger.neighbours(SCOPE, ["mem_3"]) == {"mem_3": (None, "mem_4")}
+        await append(ledger, replace(heads["mem_1"], version=3, deleted=True), MemoryEventKind.DELETE)
+        assert (await ledger.usage(SCOPE)).entries == 2
+        assert await ledger.integrity_problems() == []
+    backup = tmp_path / "ledger.db.backup-schema-1"
+    assert shape(backup)["scopes"] == {(name, kind, 1, None, key) for name, kind, key in OLD_SCOPES}
+    async with opened(tmp_path / "new.db"):
+        pass
+    assert shape(path) == shape(tmp_path / "new.db")
+
+
+OLD_SCOPES = [("principal", "VARCHAR", 1), ("namespace", "VARCHAR", 2), ("created", "INTEGER", 0)]

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agemem_mcp.adapters.sessions import SqliteSessionStore
-from agemem_mcp.domain.context import Message, MessageKind, MessageState, Role, Session
+from agemem_mcp.domain.context import Message, MessageKind, MessageState, Role, Session, Tally
 from agemem_mcp.domain.memory import Actor, Scope
-from agemem_mcp.errors import InvalidOperation, StoreError
+from agemem_mcp.errors import InvalidOperation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable
     from pathlib import Path
+
+    from agemem_mcp.domain.ports import SessionTransaction
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SCOPE = Scope()
@@ -54,15 +56,22 @@ async def store(tmp_path: Path) -> AsyncGenerator[SqliteSessionStore]:
 
 async def put(store: SqliteSessionStore, one: Session, *messages: Message) -> None:
     """Write a session and messages of it."""
-    async with store.transaction() as transaction:
-        await transaction.add_session(one)
-        await transaction.put_messages(one.session_id, messages)
+
+    def work(transaction: SessionTransaction) -> None:
+        transaction.add_session(one)
+        transaction.put_messages(one.session_id, messages)
+
+    await store.write(work)
 
 
 async def stored(store: SqliteSessionStore, session_id: str = "ctx_1", *, active_only: bool = True) -> list[Message]:
     """The messages of a session."""
-    async with store.transaction() as transaction:
-        return await transaction.messages(session_id, active_only=active_only)
+    return await store.read(lambda transaction: transaction.messages(session_id, active_only=active_only))
+
+
+async def found(store: SqliteSessionStore, session_id: str = "ctx_1", scope: Scope = SCOPE) -> Session | None:
+    """A session."""
+    return await store.read(lambda transaction: transaction.session(scope, session_id))
 
 
 async def test_session_and_messages_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -72,17 +81,15 @@ async def test_session_and_messages_come_back_as_they_were_written(tmp_path: Pat
         await put(store, one, message(1), summary)
     async with opened(tmp_path / "sessions.db", read_only=True) as store:
         assert await stored(store) == [message(1), summary]
-        async with store.transaction() as transaction:
-            assert await transaction.session(SCOPE, "ctx_1") == one
+        assert await found(store) == one
 
 
 async def test_a_session_is_found_in_its_own_scope_alone(store: SqliteSessionStore) -> None:
     await put(store, session())
-    async with store.transaction() as transaction:
-        assert await transaction.session(SCOPE, "ctx_1") is not None
-        assert await transaction.session(Scope(namespace="other"), "ctx_1") is None
-        assert await transaction.session(Scope(principal="ana"), "ctx_1") is None
-        assert await transaction.session(SCOPE, "ctx_2") is None
+    assert await found(store) is not None
+    assert await found(store, scope=Scope(namespace="other")) is None
+    assert await found(store, scope=Scope(principal="ana")) is None
+    assert await found(store, "ctx_2") is None
 
 
 async def test_messages_stand_by_position_and_only_active_ones_are_in_the_context(store: SqliteSessionStore) -> None:
@@ -101,44 +108,46 @@ async def test_writing_a_message_again_changes_its_place_and_state_but_never_its
     assert await stored(store, active_only=False) == [changed]
 
 
-async def test_the_next_ordinal_counts_messages_that_left_too(store: SqliteSessionStore) -> None:
-    await put(store, session(), message(1), message(2, state=MessageState.FILTERED))
+async def test_a_tally_counts_what_left_too_and_what_another_tokenizer_counted(store: SqliteSessionStore) -> None:
+    gone = message(2, state=MessageState.FILTERED, tokenizer="old", tokens=50)
+    await put(store, session(), message(1), gone, message(3, tokenizer="old", tokens=4))
     await put(store, session("ctx_2"), message(1))
-    async with store.transaction() as transaction:
-        assert await transaction.next_ordinal("ctx_1") == 3
-        assert await transaction.next_ordinal("ctx_3") == 1
+    assert await store.read(lambda one: one.tally("ctx_1", "test")) == Tally(ever=3, active=2, tokens=7, stale=1)
+    assert await store.read(lambda one: one.tally("ctx_3", "test")) == Tally(ever=0, active=0, tokens=0)
+
+
+def test_a_tally_grows_with_what_is_added() -> None:
+    assert Tally(5, 2, 7).plus([message(6), message(7)]) == Tally(7, 4, 13)
 
 
 async def test_an_error_undoes_the_whole_transaction(store: SqliteSessionStore) -> None:
-    async def fails() -> None:
-        async with store.transaction() as transaction:
-            await transaction.add_session(session())
-            await transaction.put_messages("ctx_1", [message(1)])
-            raise InvalidOperation
+    def fails(transaction: SessionTransaction) -> None:
+        transaction.add_session(session())
+        transaction.put_messages("ctx_1", [message(1)])
+        raise InvalidOperation
 
     with pytest.raises(InvalidOperation):
-        await fails()
-    async with store.transaction() as transaction:
-        assert await transaction.session(SCOPE, "ctx_1") is None
+        await store.write(fails)
+    assert await found(store) is None
     assert await stored(store) == []
 
 
 async def test_concurrent_transactions_run_one_after_the_other(store: SqliteSessionStore) -> None:
-    async def add() -> None:
-        async with store.transaction() as transaction:
-            ordinal = await transaction.next_ordinal("ctx_1")
-            await transaction.put_messages("ctx_1", [message(ordinal)])
+    def add(transaction: SessionTransaction) -> None:
+        transaction.put_messages("ctx_1", [message(transaction.tally("ctx_1", "test").ever + 1)])
 
-    await asyncio.gather(*(add() for _ in range(20)))
+    await asyncio.gather(*(store.write(add) for _ in range(20)))
     assert [one.position for one in await stored(store)] == list(range(1, 21))
 
 
 async def test_what_was_done_is_recorded_in_order(store: SqliteSessionStore) -> None:
-    async with store.transaction() as transaction:
+    def work(transaction: SessionTransaction) -> None:
         for number, actor in enumerate((Actor.POLICY, Actor.ENVIRONMENT)):
-            await transaction.log(
+            transaction.log(
                 "ctx_1", operation=f"op{number}", actor=actor, at=NOW, arguments={"é": [1]}, effect={"removed": []}
             )
+
+    await store.write(work)
     first = {"operation": "op0", "actor": "policy", "at": NOW, "arguments": {"é": [1]}, "effect": {"removed": []}}
     assert await store.operations("ctx_1") == [first, {**first, "operation": "op1", "actor": "environment"}]
     assert await store.operations("ctx_2") == []
@@ -158,10 +167,13 @@ async def test_live_sessions_are_listed_last_used_first_up_to_a_limit(store: Sql
 
 
 async def test_purging_destroys_expired_sessions_with_all_that_is_theirs(store: SqliteSessionStore) -> None:
+    def log(transaction: SessionTransaction) -> None:
+        for session_id in ("ctx_1", "ctx_2"):
+            transaction.log(session_id, operation="o", actor=Actor.USER, at=NOW, arguments={}, effect={})
+
     for one in (session("ctx_1"), session("ctx_2", expires_at=NOW + 2 * HOUR)):
         await put(store, one, message(1))
-        async with store.transaction() as transaction:
-            await transaction.log(one.session_id, operation="o", actor=Actor.USER, at=NOW, arguments={}, effect={})
+    await store.write(log)
     assert await store.purge_expired(NOW + HOUR - timedelta(microseconds=1)) == 0
     assert await store.purge_expired(NOW + HOUR) == 1
     assert await stored(store, "ctx_1", active_only=False) == []
@@ -171,12 +183,13 @@ async def test_purging_destroys_expired_sessions_with_all_that_is_theirs(store: 
 
 
 async def test_contexts_are_written_safe_against_a_kill_without_waiting_for_the_disk(store: SqliteSessionStore) -> None:
-    async with store._engine.connect() as connection:
-        assert (await connection.exec_driver_sql("PRAGMA synchronous")).scalar() == 1
-        assert (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar() == "wal"
+    def pragma(name: str) -> Awaitable[object]:
+        return store._database.write(lambda connection: connection.exec_driver_sql(f"PRAGMA {name}").scalar())
+
+    assert (await pragma("synchronous"), await pragma("journal_mode")) == (1, "wal")
 
 
 async def test_a_read_only_store_refuses_to_write(store: SqliteSessionStore, tmp_path: Path) -> None:
     async with opened(tmp_path / "sessions.db", read_only=True) as reader:
-        with pytest.raises(StoreError, match="cannot be opened or written"):
+        with pytest.raises(RuntimeError, match="read-only"):
             await put(reader, session())

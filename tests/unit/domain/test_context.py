@@ -20,7 +20,7 @@ def window(roles: str) -> ContextWindow:
     messages = [
         Message(str(number), ROLES[role], "text", NOW, number, tokens=number) for number, role in enumerate(roles)
     ]
-    return ContextWindow(tuple(messages), 100, "test", approximate=False)
+    return ContextWindow(tuple(messages))
 
 
 def rounds(roles: str) -> list[str]:
@@ -72,5 +72,5 @@ def test_a_summary_opens_a_round_because_it_stands_for_user_messages() -> None:
     messages = tuple(
         Message(f"msg_{number}", role, "x", NOW, number, kind=kind) for number, (role, kind) in enumerate(talk, 1)
     )
-    summed = ContextWindow(messages, budget_tokens=100, tokenizer="words", approximate=False)
+    summed = ContextWindow(messages)
     assert [[one.message_id for one in round_] for round_ in summed.rounds()] == [["msg_1"], ["msg_2", "msg_3"]]

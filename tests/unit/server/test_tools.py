@@ -45,7 +45,10 @@ class Served:
         self.namespace = "default"
         self.gate = ServiceGate(self._open)
         self.server = MemoryServer(
-            self.gate, scope_of=lambda _: Scope(namespace=self.namespace), offer=ToolOffer(tools=tools)
+            self.gate,
+            scope_of=lambda _: Scope(namespace=self.namespace),
+            offer=ToolOffer(tools=tools),
+            writer="connection 1",
         )
 
     @asynccontextmanager
@@ -255,6 +258,17 @@ async def test_a_host_names_actor_and_session_beside_the_arguments(
         added = await done(client, "Add_memory", {"content": "tea"}, **meta)
     (event,) = await served.history(added["memory_id"])
     assert (event.actor, event.session_id) == (actor, session_id)
+
+
+async def test_what_a_session_stores_hangs_together_and_so_does_the_rest_of_a_connection(served: Served) -> None:
+    follows: list[str | None] = []
+    ids: list[str] = []
+    async with served.client() as client:
+        for number, session_id in enumerate([None, "ctx_1", None, "ctx_1", "", "a\x00b"]):
+            meta = {} if session_id is None else {SESSION_META_KEY: session_id}
+            ids.append((await done(client, "Add_memory", {"content": f"tea {number}"}, **meta))["memory_id"])
+            follows.append((await served.history(ids[-1]))[0].record.follows)
+    assert follows == [None, None, ids[0], ids[1], ids[2], ids[4]]
 
 
 async def test_a_session_that_is_no_text_does_not_reach_the_ledger(served: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from agemem_mcp.app import open_service
 from agemem_mcp.domain.memory import Actor, MemoryEvent, MemoryRecord, Scope
 from agemem_mcp.domain.operations import AddMemory, AddResult, DeleteMemory, UpdateMemory, UpdateResult
 from agemem_mcp.errors import InvalidOperation, NotFound
-from agemem_mcp.service.long_term import Origin
+from agemem_mcp.service.long_term import NEIGHBOUR_GAP, Origin
 
 if TYPE_CHECKING:
     from agemem_mcp.adapters.system import SteppingClock
@@ -310,6 +311,38 @@ async def test_every_row_of_the_ledger_names_who_did_it_for_which_session(memory
         ("delete", "policy", "ctx_4"),
         ("restore", "user", None),
     ]
+
+
+async def test_what_one_writer_stores_without_a_long_break_hangs_together(memory: Memory) -> None:
+    async def add(content: str, writer: str | None, scope: Scope = SCOPE) -> str:
+        added = await memory.long_term.add(scope, AddMemory(content=content, metadata={}), Origin(writer=writer))
+        return added.memory_id
+
+    async def follows(memory_id: str) -> str | None:
+        return (await memory.head(memory_id)).follows
+
+    first, other = await add("one", "w1"), await add("two", "w2")
+    second = await add("three", "w1")
+    assert (await follows(first), await follows(other), await follows(second)) == (None, None, first)
+    assert await add("one", "w1") == first
+    assert await follows(await add("four", None)) is None
+    await memory.update(second, "three, in other words")
+    assert await follows(second) == first
+    memory.clock.advance(NEIGHBOUR_GAP - timedelta(seconds=1))
+    third = await add("five", "w1")
+    assert await follows(third) == second
+    memory.clock.advance(NEIGHBOUR_GAP)
+    assert await follows(await add("six", "w1")) is None
+    assert await memory.long_term._ledger.neighbours(SCOPE, [second]) == {second: (first, third)}
+    await add("one", "w1", OTHER)
+    assert (await memory.long_term._ledger.list_heads(OTHER, limit=None, include_deleted=True))[0].follows is None
+
+
+async def test_memories_added_at_once_by_one_writer_form_one_chain(memory: Memory) -> None:
+    operations = [AddMemory(content=f"note {number}", metadata={}) for number in range(10)]
+    await asyncio.gather(*(memory.long_term.add(SCOPE, one, Origin(writer="w")) for one in operations))
+    heads = await memory.long_term._ledger.list_heads(SCOPE, limit=None, include_deleted=True)
+    assert [one.follows for one in heads] == [*(one.memory_id for one in heads[1:]), None]
 
 
 class CollidingIds(RandomIds):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
 
     from agemem_mcp.adapters.system import SteppingClock
+    from agemem_mcp.domain.ports import SessionTransaction
     from agemem_mcp.service.memory_service import MemoryService
     from agemem_mcp.settings import Settings
 
@@ -93,10 +94,13 @@ class Context:
 
     async def put_system_message(self, session_id: str, text: str) -> None:
         """What only a host can do."""
-        async with self.short_term._store.transaction() as store:
-            number = await store.next_ordinal(session_id)
-            moment = self.short_term._clock.now()
-            await store.put_messages(session_id, [Message(f"msg_{number}", Role.SYSTEM, text, moment, number)])
+        moment = self.short_term._clock.now()
+
+        def work(store: SessionTransaction) -> None:
+            number = store.tally(session_id, "").ever + 1
+            store.put_messages(session_id, [Message(f"msg_{number}", Role.SYSTEM, text, moment, number)])
+
+        await self.short_term._store.write(work)
 
 
 def ids(*numbers: int) -> list[str]:
@@ -333,6 +337,6 @@ async def test_what_is_done_to_a_context_is_recorded_with_its_effect(context: Co
 async def test_a_kind_is_kept_with_each_message(context: Context) -> None:
     session_id = await context.talk()
     await context.summarise(session_id, "all", SHORT)
-    async with context.short_term._store.transaction() as store:
-        kinds = [one.kind for one in await store.messages(session_id, active_only=False)]
+    stored = await context.short_term._store.read(lambda store: store.messages(session_id, active_only=False))
+    kinds = [one.kind for one in stored]
     assert sorted(kinds) == [MessageKind.MESSAGE] * 3 + [MessageKind.SUMMARY]
