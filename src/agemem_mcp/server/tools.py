@@ -145,7 +145,6 @@ class MemoryServer:
         scope = self._scope_of(context.request)
         await self._turns.begin(self._caller(context))
         task = asyncio.create_task(service.apply(scope, operation, _origin(context, self._writer)))
-        task = asyncio.create_task(service.apply(scope, operation, _origin(context, self._writer)))
         self._running.add(task)
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
