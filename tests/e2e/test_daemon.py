@@ -14,29 +14,12 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from tests.e2e.raw_client import HANDSHAKE, RawClient, lines, tool_call
 
 from agemem_mcp.link import places
 from agemem_mcp.link.connecting import NoOwner, connect, greeting, read_line
 
 LINKS = pytest.mark.parametrize("link", ["auto", "tcp"])
-HANDSHAKE: list[dict[str, Any]] = [
-    {
-        "jsonrpc": "2.0",
-        "id": 0,
-        "method": "initialize",
-        "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}},
-    },
-    {"jsonrpc": "2.0", "method": "notifications/initialized"},
-]
-
-
-def lines(messages: list[dict[str, Any]]) -> bytes:
-    return b"".join(json.dumps(message).encode() + b"\n" for message in messages)
-
-
-def add(number: int, content: str) -> dict[str, Any]:
-    params = {"name": "Add_memory", "arguments": {"content": content}}
-    return {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
 
 
 @pytest.fixture
@@ -44,17 +27,6 @@ def daemon(place: Any) -> Any:
     """A place whose daemon runs."""
     assert place.run("memories", "search", "nothing yet", "--json").json() == []
     return place
-
-
-def raw(place: Any, version: str | None = None) -> socket.socket:
-    """A connection to the daemon as a pipe makes it."""
-    hello = greeting("mcp")
-    hello["settings"] = dict(place.env)
-    if version is not None:
-        hello["version"] = version
-    connection = connect(str(place.data), hello, start=False).connection
-    connection.settimeout(60)
-    return connection
 
 
 @LINKS
@@ -67,7 +39,7 @@ async def test_eight_clients_on_one_folder_share_a_daemon_and_keep_every_write(
         async with place.stdio(AGEMEM_DAEMON=link) as client:
             call = tools_of(client)
             added = await asyncio.gather(
-                *(call("Add_memory", content=f"Client {number} keeps parcel {parcel}.") for parcel in range(8))
+                *(tool_call("Add_memory", content=f"Client {number} keeps parcel {parcel}.") for parcel in range(8))
             )
             await connected.wait()
             await connected.wait()
@@ -166,8 +138,10 @@ async def test_the_daemon_ends_when_nobody_was_connected_for_a_while(
 
 
 def test_sigterm_lets_the_daemon_finish_what_has_begun(daemon: Any) -> None:
-    with closing(raw(daemon)) as connection:
-        connection.sendall(lines([*HANDSHAKE, *(add(n, f"Memory number {n}.") for n in range(1, 21))]))
+    with closing(RawClient(daemon).socket) as connection:
+        connection.sendall(
+            lines([*HANDSHAKE, *(tool_call(n, "Add_memory", content=f"Memory number {n}.") for n in range(1, 21))])
+        )
         buffer = bytearray()
         assert read_line(connection, buffer) is not None
         daemon.end_daemon()
@@ -235,7 +209,7 @@ def test_a_setting_that_cannot_be_used_is_refused_by_a_running_daemon(daemon: An
 
 def test_a_newer_release_replaces_an_idle_daemon_and_waits_for_a_busy_one(daemon: Any) -> None:
     older = daemon.holder()
-    with closing(raw(daemon)):
+    with closing(RawClient(daemon).socket):
         hello = {**greeting("mcp"), "version": "99.0", "settings": dict(daemon.env)}
         link = connect(str(daemon.data), hello, start=False)
         assert "This is release 99.0" in link.notes[0]
@@ -255,7 +229,7 @@ def test_a_newer_release_replaces_an_idle_daemon_and_waits_for_a_busy_one(daemon
 
 def test_a_server_without_a_daemon_is_joined_by_those_that_come_later(place: Any) -> None:
     first = place.start("serve", "--no-daemon", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    first.stdin.write(lines([*HANDSHAKE, add(1, "Kept in the first process.")]))
+    first.stdin.write(lines([*HANDSHAKE, tool_call(1, "Add_memory", content="Kept in the first process.")]))
     first.stdin.flush()
     assert [json.loads(first.stdout.readline())["id"] for _ in range(2)] == [0, 1]
     assert place.holder() == first.pid
@@ -286,7 +260,7 @@ async def test_a_hundred_clients_at_once_are_served(daemon: Any) -> None:
     async def client(number: int) -> str:
         reader, writer = await asyncio.open_unix_connection(owner.address.removeprefix("unix:"))
         try:
-            writer.write(lines([hello, *HANDSHAKE, add(1, f"From client {number}.")]))
+            writer.write(lines([hello, *HANDSHAKE, tool_call(1, "Add_memory", content=f"From client {number}.")]))
             for _ in range(2):
                 await reader.readline()
             answer = json.loads(await reader.readline())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from mcp.shared.exceptions import MCPError
+from tests.e2e.raw_client import HANDSHAKE, lines, tool_call
 
 from agemem_mcp.adapters.data_folder import DataFolder
 
@@ -143,20 +144,15 @@ async def test_a_folder_held_by_a_process_that_serves_nobody_is_told_until_it_is
 
 def test_stdout_carries_the_protocol_alone_however_much_is_logged(place: Any) -> None:
     process = place.start("serve", env={"AGEMEM_LOG_LEVEL": "debug"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    client = {"name": "raw", "version": "1"}
-    start = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
-    add = {"name": "Add_memory", "arguments": {"content": "Grüße 🌍\nzweite Zeile"}}
     sent = [
-        {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": start},
-        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        *HANDSHAKE,
         {"jsonrpc": "2.0", "id": 2, "method": "tools/list"},
-        {"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": add},
-        {"jsonrpc": "2.0", "id": 4, "method": "tools/call", "params": {"name": "No_tool", "arguments": {}}},
+        tool_call(3, "Add_memory", content="Grüße 🌍\nzweite Zeile"),
+        tool_call(4, "No_tool"),
     ]
     answers: dict[int, Any] = {}
-    for message in sent:
-        process.stdin.write(json.dumps(message).encode() + b"\n")
-        process.stdin.flush()
+    process.stdin.write(lines(sent))
+    process.stdin.flush()
     while len(answers) < 4:
         line = process.stdout.readline()
         assert line, process.log
@@ -176,23 +172,7 @@ def test_sigterm_ends_the_server_cleanly_and_one_without_a_daemon_frees_the_fold
     place: Any, wait_until: Any, options: tuple[str, ...]
 ) -> None:
     process = place.start("serve", *options, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    listing: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "initialize"}
-    listing["params"] = {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "c", "version": "1"},
-    }
-    for message in (
-        listing,
-        {"jsonrpc": "2.0", "method": "notifications/initialized"},
-        {
-            "jsonrpc": "2.0",
-            "id": 2,
-            "method": "tools/call",
-            "params": {"name": "Add_memory", "arguments": {"content": "x y"}},
-        },
-    ):
-        process.stdin.write(json.dumps(message).encode() + b"\n")
+    process.stdin.write(lines([*HANDSHAKE, tool_call(2, "Add_memory", content="x y")]))
     process.stdin.flush()
     wait_until(lambda: b'"id":2' in process.stdout.readline().replace(b" ", b""), "the memory was stored")
     assert process.end(signal.SIGTERM) == 0
@@ -200,27 +180,12 @@ def test_sigterm_ends_the_server_cleanly_and_one_without_a_daemon_frees_the_fold
     assert [one["content"] for one in place.run("memories", "list", "--json").json()] == ["x y"]
 
 
-START = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
-HANDSHAKE: list[dict[str, Any]] = [
-    {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": START},
-    {"jsonrpc": "2.0", "method": "notifications/initialized"},
-]
-
-
-def lines(messages: list[dict[str, Any]]) -> bytes:
-    """Messages as they go over the pipe."""
-    return b"".join(json.dumps(message).encode() + b"\n" for message in messages)
-
-
 @pytest.mark.parametrize("options", [(), ("--no-daemon",)])
 def test_calls_that_have_begun_are_answered_before_the_end_of_stdin_ends_the_server(
     place: Any, options: tuple[str, ...]
 ) -> None:
     process = place.start("serve", *options, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    calls: list[dict[str, Any]] = []
-    for number in range(1, 51):
-        params = {"name": "Add_memory", "arguments": {"content": f"Memory number {number}."}}
-        calls.append({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params})
+    calls = [tool_call(number, "Add_memory", content=f"Memory number {number}.") for number in range(1, 51)]
     process.stdin.write(lines([*HANDSHAKE, *calls]))
     process.stdin.close()
     answers = [json.loads(line) for line in process.stdout]
