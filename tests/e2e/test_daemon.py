@@ -39,7 +39,7 @@ async def test_eight_clients_on_one_folder_share_a_daemon_and_keep_every_write(
         async with place.stdio(AGEMEM_DAEMON=link) as client:
             call = tools_of(client)
             added = await asyncio.gather(
-                *(tool_call("Add_memory", content=f"Client {number} keeps parcel {parcel}.") for parcel in range(8))
+                *(call("Add_memory", content=f"Client {number} keeps parcel {parcel}.") for parcel in range(8))
             )
             await connected.wait()
             await connected.wait()
