@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from agemem_mcp.domain.limits import Retention
 from agemem_mcp.domain.modes import FilterMode
 from agemem_mcp.errors import AgeMemError, ConfigurationError
 from agemem_mcp.service.gate import Progress, ServiceGate
@@ -116,7 +117,16 @@ async def open_service(
             filter_mode=mode,
             filter_theta=DEFAULT_THETA[mode] if settings.filter.theta is None else settings.filter.theta,
         )
-        long_term = LongTermMemory(ledger=ledger, index=index, indexer=indexer, embedder=embedder, clock=clock, ids=ids)
+        long_term = LongTermMemory(
+            ledger=ledger,
+            index=index,
+            indexer=indexer,
+            embedder=embedder,
+            clock=clock,
+            ids=ids,
+            retention=Retention.parse(settings.retention),
+            quota=settings.quota.limits,
+        )
         purger = asyncio.create_task(_purge_now_and_then(short_term.purge_expired))
         stack.push_async_callback(_cancelled, purger)
         yield MemoryService(long_term=long_term, short_term=short_term)
