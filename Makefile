@@ -1,12 +1,13 @@
 # make serve   a memory server on 127.0.0.1:8000, from a fresh machine with Python 3.11, make and a package index
 # make test    everything that is checked: style, types, import rules, tests
+# make soak    the durability and multi-process tests in full: 50 rounds of kills, half an hour
 # make bench   the benchmarks; HOTPOTQA=DIR names the folder with the HotpotQA samples
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check format bench clean
+.PHONY: serve test soak check format bench clean
 
 serve: $(VENV)/.installed
 	$(BIN)/agemem-mcp assets pull
@@ -15,6 +16,9 @@ serve: $(VENV)/.installed
 test: check
 	$(BIN)/agemem-mcp assets pull
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+soak: $(VENV)/.installed-test
+	SOAK_ROUNDS=50 $(BIN)/python -m pytest tests/e2e/test_durability.py tests/e2e/test_daemon.py tests/e2e/test_bad_clients.py tests/e2e/test_bad_input.py
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check
