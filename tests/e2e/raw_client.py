@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from agemem_mcp.link.connecting import connect, greeting
@@ -49,9 +48,8 @@ class RawClient:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
-        self.writer.close()
-        with suppress(OSError):
-            await self.writer.wait_closed()
+        # Not closed in order: what the daemon does not take in would be waited for.
+        self.writer.transport.abort()
 
     async def answer(self) -> dict[str, Any]:
         """The next answer; raises :class:`EOFError` when the daemon is gone."""
