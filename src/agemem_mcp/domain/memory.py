@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pydantic import JsonValue
 
@@ -137,6 +137,14 @@ class IndexEntry:
     """What is embedded and what its words are taken from."""
     vector_D: VectorD | None
     """None where no embedding model is configured."""
+
+
+class IndexedVersion(NamedTuple):
+    """Which version of an entry the index holds."""
+
+    scope_key: str
+    memory_id: str
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
