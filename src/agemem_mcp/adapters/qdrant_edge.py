@@ -11,30 +11,29 @@ a single slow call, such as a flush, is still felt.)
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from agemem_mcp.adapters.qdrant_folder import Manifest
+from agemem_mcp.adapters.qdrant_optimisation import is_needed, optimise
 from agemem_mcp.adapters.qdrant_store import CurrentStore
-from agemem_mcp.errors import StoreError
+from agemem_mcp.adapters.qdrant_worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     from agemem_mcp.domain.memory import IndexEntry, MemoryQuery, MemoryRecord, ScoreLists
-
-T = TypeVar("T")
 
 
 class QdrantEdgeIndex:
     """A :class:`~agemem_mcp.domain.ports.MemoryIndex` on disk, for one process."""
 
-    def __init__(self, store: CurrentStore, worker: ThreadPoolExecutor) -> None:
+    def __init__(self, store: CurrentStore, worker: Worker) -> None:
         """Use :meth:`open`."""
         self._store = store
         self._worker = worker
-        self._closed = False
+        self._optimisation: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -58,63 +57,73 @@ class QdrantEdgeIndex:
             ConfigurationError: it was made with another embedding model or a newer program, or the
                 folder cannot be written.
         """
-        worker = _new_worker()
+        worker = Worker()
         wanted = Manifest(embedding=embedding, dimensions=dimensions, ledger_id=ledger_id)
-        opening = worker.submit(CurrentStore.open, directory, wanted, rebuild=rebuild)
+        opening = worker.submit(lambda: CurrentStore.open(directory, wanted, rebuild=rebuild))
         try:
             store = await asyncio.wrap_future(opening)
         except BaseException:
             # Cancelled while the thread was still opening: without this the lock would stay held.
-            worker.submit(_abandon, opening)
-            worker.shutdown(wait=False)
+            worker.submit(lambda: _abandon(opening))
+            worker.stop()
             raise
         return cls(store, worker)
 
     async def apply(self, upserts: Sequence[IndexEntry], deletes: Sequence[MemoryRecord]) -> None:
         """Put the present state of entries in; survives the end of this process, not a power cut."""
         if upserts or deletes:
-            await self._run(lambda: self._store.apply(upserts, deletes))
+            await self._worker.change(lambda: self._store.apply(upserts, deletes))
 
     async def search(self, query: MemoryQuery) -> ScoreLists:
         """Find candidates within the query's scope."""
-        return await self._run(lambda: self._store.shard.search(query))
+        return await self._worker.run(lambda: self._store.shard.search(query))
 
     async def flushed_seq(self) -> int:
         """The ledger position up to which everything is known to be on stable storage."""
-        return await self._run(lambda: self._store.manifest.flushed_seq)
+        return await self._worker.run(lambda: self._store.manifest.flushed_seq)
 
     async def flush(self, seq: int) -> None:
         """Make everything applied so far durable and remember that it reaches ``seq``."""
-        await self._run(lambda: self._store.flush(seq))
+        await self._worker.change(lambda: self._store.flush(seq))
 
     async def count(self) -> int:
         """Number of entries over all scopes."""
-        return await self._run(self._store.count)
+        return await self._worker.run(self._store.count)
 
     async def clear(self) -> None:
         """Drop every entry, and remember at once that the index is at the ledger's beginning."""
-        await self._run(self._store.clear)
+        await self._end_optimisation()
+        await self._worker.change(self._store.clear)
+
+    async def optimise_if_needed(self) -> None:
+        """Build a search graph where a scope has many entries that none covers; takes minutes, beside the work.
+
+        Does nothing while it is under way already.
+        """
+        if self._optimisation is not None or not await self._worker.run(lambda: is_needed(self._store)):
+            return
+        if self._optimisation is None:  # asked again while we looked
+            self._optimisation = asyncio.create_task(optimise(self._store, self._worker))
+            try:
+                # Ended by close() it counts as done; it is not this call that was cancelled.
+                await asyncio.wait([self._optimisation])
+            finally:
+                await self._end_optimisation()
 
     async def close(self) -> None:
         """Release the shard and the lock; does not flush. Closing twice is allowed."""
-        if self._closed:
-            return
-        self._closed = True
-        closing = self._worker.submit(self._store.close)
-        self._worker.shutdown(wait=False)
-        await asyncio.wrap_future(closing)
+        await self._end_optimisation()
+        await self._worker.close(self._store.close)
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        if self._closed:
-            msg = "The memory index is closed."
-            raise StoreError(msg)
-        # Shielded: a caller that gives up must not take a queued change back, which a later flush would
-        # then wrongly count as applied.
-        return await asyncio.shield(asyncio.wrap_future(self._worker.submit(work)))
-
-
-def _new_worker() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="memory-index")
+    async def _end_optimisation(self) -> None:
+        task = self._optimisation
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+            if self._optimisation is task:
+                self._optimisation = None
+            if not task.cancelled():
+                task.result()
 
 
 def _abandon(opening: Future[CurrentStore]) -> None:

@@ -169,6 +169,9 @@ class QdrantRemoteIndex:
             await self._client.delete(self._collection, points_selector=selector, wait=True)
         await self.flush(0)
 
+    async def optimise_if_needed(self) -> None:
+        """Nothing: a server optimises by itself."""
+
     async def close(self) -> None:
         """Close the connection, unless the client is the caller's. Closing twice is allowed."""
         if not self._closed:

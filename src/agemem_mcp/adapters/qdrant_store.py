@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
+MAX_CHANGED_POINTS = 50_000
+"""Changes that are kept account of while the shard is being optimised: about 8 MB."""
+
+
 class Store:
     """One generation of the index, and what is known of it."""
 
@@ -60,6 +64,11 @@ class Store:
 class CurrentStore(Store):
     """The generation that the manifest names; holds the folder's lock."""
 
+    changed_points: set[str] | None = None
+    """Points changed since a copy was taken; None when there is no copy, or it can no longer follow."""
+    optimise_at = 0
+    """How many entries must have been put in before optimising is thought of again."""
+
     @classmethod
     def open(cls, directory: Path, wanted: Manifest, *, rebuild: bool) -> CurrentStore:
         """Lock the folder and load its shard, or create one."""
@@ -79,6 +88,12 @@ class CurrentStore(Store):
     def apply(self, upserts: Sequence[IndexEntry], deletes: Sequence[MemoryRecord]) -> None:
         """Upsert, then delete."""
         self.folder.mark_changed()
+        if self.changed_points is not None:
+            # Before the change, which may fail half-way.
+            records = [*(entry.record for entry in upserts), *deletes]
+            self.changed_points.update(shared.record_point_id(record) for record in records)
+            if len(self.changed_points) > MAX_CHANGED_POINTS:
+                self.changed_points = None
         super().apply(upserts, deletes)
 
     def clear(self) -> None:
@@ -90,6 +105,19 @@ class CurrentStore(Store):
         """Flush the shard first: a manifest ahead of it would hide lost entries from the replay."""
         super().flush(seq)
         self.folder.write_manifest(self.manifest)
+
+    def become(self, shard: Shard, manifest: Manifest) -> Path:
+        """Put another shard, already flushed, in the place of this one; returns the old one's folder.
+
+        Raises:
+            OSError: the manifest could not be replaced; nothing has changed.
+        """
+        self.folder.write_manifest(manifest)
+        old, self.shard, self.manifest = self.shard, shard, manifest
+        self.unoptimised, self.optimise_at = manifest.unoptimised, 0
+        with suppress(StoreError):  # the new one serves all the same
+            old.close()
+        return old.path
 
     def close(self) -> None:
         """Close the shard, then give the lock back."""

@@ -138,6 +138,13 @@ class MemoryIndex(Protocol):
         """Drop every entry, to be filled anew."""
         ...
 
+    async def optimise_if_needed(self) -> None:
+        """Prepare for searching what has become much; may take minutes, in which everything else goes on.
+
+        A failure is logged; nothing is lost by it but speed.
+        """
+        ...
+
     async def close(self) -> None:
         """Release files and connections."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class UnreliableIndex:
     real: QdrantEdgeIndex
     failures: list[str] = field(default_factory=list[str])
     applied: list[int] = field(default_factory=list[int])
+    optimised: int = 0
 
     def _fail(self, name: str) -> None:
         if name in self.failures:
@@ -69,6 +71,12 @@ class UnreliableIndex:
     async def clear(self) -> None:
         """As the real one."""
         await self.real.clear()
+
+    async def optimise_if_needed(self) -> None:
+        """Optimise, unless told to fail."""
+        self.optimised += 1
+        self._fail("optimise")
+        await self.real.optimise_if_needed()
 
     async def close(self) -> None:
         """As the real one."""
@@ -260,3 +268,49 @@ async def test_a_memory_is_stored_while_the_index_cannot_be_searched(tmp_path: P
         await store.add("Kept all the same.")
         assert store.index.failures == []
         assert await store.found("kept") == ["Kept all the same."]
+
+
+async def test_the_index_is_optimised_after_the_start_and_after_a_flush_and_may_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "FLUSH_INTERVAL_S", 0)
+    async with opened(tmp_path) as store:
+        await store.indexer.replay(lambda _reached, _end: None)
+        for failures in (["optimise"], []):
+            optimiser: Any = store.indexer._optimiser
+            await optimiser
+            store.index.failures = failures
+            await store.add(f"note {failures}")
+            flusher: Any = store.indexer._flusher
+            await flusher
+        optimiser = store.indexer._optimiser
+        await optimiser
+        assert store.index.failures == []
+        assert store.index.optimised == 3
+
+
+async def test_closing_ends_an_optimisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def endless(_index: UnreliableIndex) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(UnreliableIndex, "optimise_if_needed", endless)
+    async with opened(tmp_path) as store:
+        await store.indexer.replay(lambda _reached, _end: None)
+        await begun.wait()
+    assert ended.is_set()
+
+
+async def test_a_flush_waits_for_a_pause_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "FLUSH_INTERVAL_S", 0.05)
+    async with opened(tmp_path) as store:
+        number = 0
+        while await store.index.flushed_seq() == 0:
+            number += 1
+            await store.add(f"note {number}")
+        assert number > 1
