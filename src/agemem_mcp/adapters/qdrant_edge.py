@@ -11,7 +11,8 @@ a single slow call, such as a flush, is still felt.)
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Self
 
 from agemem_mcp.adapters.qdrant_folder import Manifest
 from agemem_mcp.adapters.qdrant_optimisation import is_needed, optimise
@@ -19,11 +20,11 @@ from agemem_mcp.adapters.qdrant_store import CurrentStore
 from agemem_mcp.adapters.qdrant_worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
-    from agemem_mcp.domain.memory import IndexEntry, MemoryQuery, MemoryRecord, ScoreLists
+    from agemem_mcp.domain.memory import IndexedVersion, IndexEntry, MemoryQuery, MemoryRecord, ScoreLists
 
 
 class QdrantEdgeIndex:
@@ -38,7 +39,7 @@ class QdrantEdgeIndex:
     @classmethod
     async def open(
         cls, directory: Path, *, embedding: str, dimensions: int | None, ledger_id: str, rebuild: bool = False
-    ) -> QdrantEdgeIndex:
+    ) -> Self:
         """Open the index in ``directory``, or make a new one.
 
         A damaged index, or one of another ledger, is set aside next to the folder and replaced by an
@@ -89,6 +90,16 @@ class QdrantEdgeIndex:
     async def count(self) -> int:
         """Number of entries over all scopes."""
         return await self._worker.run(self._store.count)
+
+    async def entries(self) -> AsyncIterator[list[IndexedVersion]]:
+        """Which version of which entry it holds, page by page; other work goes on between the pages."""
+        offset: str | None = None
+        while True:
+            page, offset = await self._worker.run(partial(self._store.page, offset))
+            if page:
+                yield page
+            if offset is None:
+                return
 
     async def clear(self) -> None:
         """Drop every entry, and remember at once that the index is at the ledger's beginning."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from agemem_mcp.domain.memory import IndexEntry, MemoryRecord
+    from agemem_mcp.domain.memory import IndexedVersion, IndexEntry, MemoryRecord
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +55,10 @@ class Store:
     def count(self) -> int:
         """Number of points."""
         return self.shard.count()
+
+    def page(self, offset: str | None) -> tuple[list[IndexedVersion], str | None]:
+        """See :meth:`Shard.page`."""
+        return self.shard.page(offset)
 
     def close(self) -> None:
         """Close the shard."""

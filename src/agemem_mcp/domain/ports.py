@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
     from agemem_mcp.domain.context import Message, Session
     from agemem_mcp.domain.memory import (
         Actor,
+        IndexedVersion,
         IndexEntry,
         MatrixND,
         MemoryEvent,
@@ -132,6 +133,13 @@ class MemoryIndex(Protocol):
 
     async def count(self) -> int:
         """Number of entries over all scopes."""
+        ...
+
+    def entries(self) -> AsyncIterator[list[IndexedVersion]]:
+        """Which version of which entry it holds, page by page, in no particular order.
+
+        What is put in or removed meanwhile may be among them or not.
+        """
         ...
 
     async def clear(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 SCOPE = Scope()
 
 
-@dataclass
-class UnreliableIndex:
+class UnreliableIndex(QdrantEdgeIndex):
     """The real index, but for calls that are told to fail."""
 
-    real: QdrantEdgeIndex
-    failures: list[str] = field(default_factory=list[str])
-    applied: list[int] = field(default_factory=list[int])
-    optimised: int = 0
+    def __init__(self, *opened: Any) -> None:
+        super().__init__(*opened)
+        self.failures: list[str] = []
+        self.applied: list[int] = []
+        self.optimised = 0
 
     def _fail(self, name: str) -> None:
         if name in self.failures:
@@ -47,40 +47,24 @@ class UnreliableIndex:
     async def apply(self, upserts: Sequence[IndexEntry], deletes: Sequence[MemoryRecord]) -> None:
         """Apply, unless told to fail."""
         self._fail("apply")
-        await self.real.apply(upserts, deletes)
+        await super().apply(upserts, deletes)
         self.applied.append(len(upserts) + len(deletes))
 
     async def search(self, query: MemoryQuery) -> ScoreLists:
         """Search, unless told to fail."""
         self._fail("search")
-        return await self.real.search(query)
-
-    async def flushed_seq(self) -> int:
-        """As the real one."""
-        return await self.real.flushed_seq()
+        return await super().search(query)
 
     async def flush(self, seq: int) -> None:
         """Flush, unless told to fail."""
         self._fail("flush")
-        await self.real.flush(seq)
-
-    async def count(self) -> int:
-        """As the real one."""
-        return await self.real.count()
-
-    async def clear(self) -> None:
-        """As the real one."""
-        await self.real.clear()
+        await super().flush(seq)
 
     async def optimise_if_needed(self) -> None:
         """Optimise, unless told to fail."""
         self.optimised += 1
         self._fail("optimise")
-        await self.real.optimise_if_needed()
-
-    async def close(self) -> None:
-        """As the real one."""
-        await self.real.close()
+        await super().optimise_if_needed()
 
 
 @dataclass
@@ -108,8 +92,7 @@ async def opened(directory: Path, *, flush: bool = True) -> AsyncGenerator[Store
     clock = SteppingClock()
     ledger = await SqliteLedger.open(directory / "ledger.db", clock=clock)
     ledger_id = await ledger.ledger_id()
-    real = await QdrantEdgeIndex.open(directory / "index", embedding="none", dimensions=None, ledger_id=ledger_id)
-    index = UnreliableIndex(real)
+    index = await UnreliableIndex.open(directory / "index", embedding="none", dimensions=None, ledger_id=ledger_id)
     indexer = Indexer(ledger, index, None)
     await indexer.start()
     memory = LongTermMemory(
