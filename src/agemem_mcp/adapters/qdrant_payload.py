@@ -4,6 +4,8 @@ One point per live entry. Its payload::
 
     scope       Scope.key, the tenant every search is filtered by
     memory_id   returned by a search
+    version     the record's, so that the index can be compared with the ledger
+    scope_key   Scope.key as JSON, where `scope` is a digest of it
     facets      exact-match strings (see agemem_mcp.domain.facets)
     numbers     {number key: float}, times in seconds since 1970
     expires_at  seconds since 1970; absent when the entry does not expire
@@ -14,22 +16,23 @@ Both backends hold the same sparse vectors, made by the same encoder, so their s
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import qdrant_edge
 
 from agemem_mcp.domain.facets import facets_of, number_key, numbers_of
-from agemem_mcp.domain.memory import ScoredId
+from agemem_mcp.domain.memory import IndexedVersion, ScoredId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from agemem_mcp.domain.memory import IndexEntry, MemoryRecord, VectorD
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """Raise it when ids, payload or sparse vectors change: older indexes are then rebuilt from the ledger."""
 
 DENSE = "dense"
@@ -37,8 +40,13 @@ SPARSE = "sparse"
 
 SCOPE_FIELD = "scope"
 ID_FIELD = "memory_id"
+VERSION_FIELD = "version"
+SCOPE_KEY_FIELD = "scope_key"
 FACETS_FIELD = "facets"
 EXPIRY_FIELD = "expires_at"
+
+VERSION_FIELDS = (SCOPE_FIELD, SCOPE_KEY_FIELD, ID_FIELD, VERSION_FIELD)
+"""What :func:`indexed_version` reads."""
 
 NUMBER_FIELDS = (EXPIRY_FIELD, f"numbers.{number_key('created_at')}", f"numbers.{number_key('updated_at')}")
 """Indexed as floats. Without it each search reads the payload of every entry to tell whether it has
@@ -97,12 +105,22 @@ def payload_of(entry: IndexEntry) -> dict[str, Any]:
     payload: dict[str, Any] = {
         SCOPE_FIELD: keyword(record.scope.key),
         ID_FIELD: record.memory_id,
+        VERSION_FIELD: record.version,
         FACETS_FIELD: [keyword(facet) for facet in facets_of(record)],
         "numbers": numbers_of(record),
     }
+    if payload[SCOPE_FIELD] != record.scope.key:
+        payload[SCOPE_KEY_FIELD] = json.dumps(record.scope.key)
     if record.expires_at is not None:
         payload[EXPIRY_FIELD] = record.expires_at.timestamp()
     return payload
+
+
+def indexed_version(payload: Mapping[str, Any]) -> IndexedVersion:
+    """Which version of which entry a point holds."""
+    given = payload.get(SCOPE_KEY_FIELD)
+    scope_key = payload[SCOPE_FIELD] if given is None else json.loads(given)
+    return IndexedVersion(str(scope_key), str(payload[ID_FIELD]), int(payload[VERSION_FIELD]))
 
 
 def keyword(text: str) -> str:

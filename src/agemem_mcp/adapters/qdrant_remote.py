@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import structlog
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
@@ -29,14 +30,18 @@ from agemem_mcp.domain.memory import AnyOf, ScoreLists
 from agemem_mcp.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import AsyncIterator, Generator, Sequence
 
-    from agemem_mcp.domain.memory import Condition, IndexEntry, MemoryQuery, MemoryRecord, ScoredId
+    from agemem_mcp.domain.memory import Condition, IndexedVersion, IndexEntry, MemoryQuery, MemoryRecord, ScoredId
 
 _OLDEST_SERVER = (1, 19)
 _LONGEST_DETAIL = 300
+_PAGE = 1000
 # ValueError is how local mode and the client's own checks report, say, a collection that is gone.
 _VENDOR_ERRORS = (ApiException, QdrantException, ValueError)
+
+
+log = structlog.get_logger(__name__)
 
 
 class QdrantRemoteIndex:
@@ -161,6 +166,24 @@ class QdrantRemoteIndex:
         with self._server.translated("count memories"):
             return (await self._client.count(self._collection, exact=True)).count
 
+    async def entries(self) -> AsyncIterator[list[IndexedVersion]]:
+        """Which version of which entry it holds, page by page."""
+        offset: Any = None
+        while True:
+            self._require_open()
+            with self._server.translated("list memories"):
+                records, offset = await self._client.scroll(
+                    self._collection,
+                    limit=_PAGE,
+                    offset=offset,
+                    with_payload=list(shared.VERSION_FIELDS),
+                    with_vectors=False,
+                )
+            if records:
+                yield [shared.indexed_version(record.payload or {}) for record in records]
+            if offset is None:
+                return
+
     async def clear(self) -> None:
         """Drop every entry, and remember at once that the index is at the ledger's beginning."""
         self._require_open()
@@ -168,6 +191,9 @@ class QdrantRemoteIndex:
             selector = models.FilterSelector(filter=models.Filter())
             await self._client.delete(self._collection, points_selector=selector, wait=True)
         await self.flush(0)
+
+    async def optimise_if_needed(self) -> None:
+        """Nothing: a server optimises by itself."""
 
     async def close(self) -> None:
         """Close the connection, unless the client is the caller's. Closing twice is allowed."""
@@ -214,6 +240,8 @@ class _Server:
             "ledger_id": ledger_id,
         }
         with self.translated("open the collection"):
+            if await self.client.collection_exists(self.collection):
+                await self._remove_outdated(made_with)
             if not await self.client.collection_exists(self.collection):
                 await self._create(dimensions, {**made_with, "flushed_seq": 0})
         self._check_made_with(await self.metadata(), made_with)
@@ -270,9 +298,21 @@ class _Server:
             if not await self.client.collection_exists(self.collection):
                 raise
 
+    async def _remove_outdated(self, wanted: dict[str, Any]) -> None:
+        """Remove a collection that an older version made of the same ledger with the same embedding."""
+        found = await self.metadata()
+        version = found.get("schema_version")
+        older = isinstance(version, int) and version < shared.SCHEMA_VERSION
+        if older and all(found.get(key) == wanted[key] for key in ("ledger_id", "embedding", "dimensions")):
+            log.info("memory_index_rebuilt", collection=self.collection, schema_version=version)
+            await self.client.delete_collection(self.collection)
+
     def _check_made_with(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
         where = f"Collection {self.collection!r} of {self._name}"
-        rebuild = "choose another collection name: it is then filled from the ledger, and nothing is lost"
+        rebuild = (
+            "choose another collection name (AGEMEM_QDRANT_COLLECTION): it is then filled from the ledger, "
+            "and nothing is lost"
+        )
         version = found.get("schema_version")
         if not isinstance(version, int):
             msg = f"{where} was not made by agemem-mcp. Please {rebuild}."

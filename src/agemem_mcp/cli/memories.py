@@ -221,7 +221,10 @@ def _review_fields(review: Review, shown: int | None) -> dict[str, Any]:
         "by": review.by,
         "threshold": review.threshold,
         "duplicates": [
-            {"similarity": round(group.similarity, 4), "memories": [record_fields(one) for one in group.memories]}
+            {
+                "similarity": round(group.similarity, 4),
+                "memories": [record_fields(one) for one in group.memories],
+            }
             for group in review.duplicates[:shown]
         ],
         "replaced": [

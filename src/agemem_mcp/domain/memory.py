@@ -160,6 +160,14 @@ class IndexEntry:
     """None where no embedding model is configured."""
 
 
+class IndexedVersion(NamedTuple):
+    """Which version of an entry the index holds."""
+
+    scope_key: str
+    memory_id: str
+    version: int
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryQuery:
     """A search within one scope."""

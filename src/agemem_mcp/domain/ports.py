@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
     from agemem_mcp.domain.context import Message, Session, Tally
     from agemem_mcp.domain.memory import (
         Actor,
+        IndexedVersion,
         IndexEntry,
         MatrixND,
         MemoryEvent,
@@ -134,8 +135,22 @@ class MemoryIndex(Protocol):
         """Number of entries over all scopes."""
         ...
 
+    def entries(self) -> AsyncIterator[list[IndexedVersion]]:
+        """Which version of which entry it holds, page by page, in no particular order.
+
+        What is put in or removed meanwhile may be among them or not.
+        """
+        ...
+
     async def clear(self) -> None:
         """Drop every entry, to be filled anew."""
+        ...
+
+    async def optimise_if_needed(self) -> None:
+        """Prepare for searching what has become much; may take minutes, in which everything else goes on.
+
+        A failure is logged; nothing is lost by it but speed.
+        """
         ...
 
     async def close(self) -> None:

@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 
 _BATCH = 256
 FLUSH_INTERVAL_S = 5.0
+_MOST_INTERVALS = 6
 
 
 def indexed_text(content: str, metadata: dict[str, object]) -> str:
@@ -47,6 +48,7 @@ class Indexer:
         self._flushed = 0
         self._turn = asyncio.Lock()
         self._flusher: asyncio.Task[None] | None = None
+        self._optimiser: asyncio.Task[None] | None = None
 
     @property
     def reached(self) -> int:
@@ -103,12 +105,14 @@ class Indexer:
             await self.try_catch_up(min(end, before + _BATCH))
             if self._reached == before:
                 return
+        self._schedule_optimising()
 
     async def close(self) -> None:
-        """Flush what was applied."""
-        if self._flusher is not None:
-            self._flusher.cancel()
-            await asyncio.gather(self._flusher, return_exceptions=True)
+        """End what runs beside, and flush what was applied."""
+        for task in (self._flusher, self._optimiser):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self._try_flush()
 
     async def _apply(self, heads: list[MemoryRecord]) -> None:
@@ -126,17 +130,33 @@ class Indexer:
             self._flusher = asyncio.create_task(self._flush_later())
 
     async def _flush_later(self) -> None:
-        await asyncio.sleep(FLUSH_INTERVAL_S)
+        # A flush holds everything up for a moment: it waits for a pause, but not for ever.
+        for _ in range(_MOST_INTERVALS):
+            before = self._reached
+            await asyncio.sleep(FLUSH_INTERVAL_S)
+            if self._reached == before:
+                break
         await self._try_flush()
+        self._schedule_optimising()
 
     async def _try_flush(self) -> None:
+        # Not in turn: what is applied meanwhile is flushed as well, or by the next flush.
+        reached = self._reached
+        if reached == self._flushed:
+            return
         try:
-            await self._flush()
+            await self._index.flush(reached)
         except AgeMemError as error:
             log.warning("index could not be flushed; its tail will be replayed from the ledger", error=str(error))
+        else:
+            self._flushed = reached
 
-    async def _flush(self) -> None:
-        async with self._turn:
-            if self._reached != self._flushed:
-                await self._index.flush(self._reached)
-                self._flushed = self._reached
+    def _schedule_optimising(self) -> None:
+        if self._optimiser is None or self._optimiser.done():
+            self._optimiser = asyncio.create_task(self._try_optimise())
+
+    async def _try_optimise(self) -> None:
+        try:
+            await self._index.optimise_if_needed()
+        except AgeMemError as error:
+            log.warning("index could not be optimised; searches go on as before", error=str(error))

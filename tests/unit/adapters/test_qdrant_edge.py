@@ -111,6 +111,16 @@ def damaged_copies(directory: Path) -> list[Path]:
     return list(directory.parent.glob(f"{directory.name}.damaged-*"))
 
 
+def shard(directory: Path) -> Path:
+    """The folder of the current shard."""
+    return directory / json.loads((directory / "manifest.json").read_text())["shard"]
+
+
+def contents(directory: Path) -> set[str]:
+    """What lies in the folder, but for the lock."""
+    return {path.name for path in directory.iterdir() if not path.name.startswith("lock")}
+
+
 async def filled(directory: Path, count: int = 20) -> None:
     """Make an index of ``count`` entries, flushed at position ``count``, and close it."""
     index = await opened(directory)
@@ -193,21 +203,16 @@ def _no_manifest(directory: Path) -> None:
     (directory / "manifest.json").unlink()
 
 
-def _manifest_of_an_older_schema(directory: Path) -> None:
-    raw = json.loads((directory / "manifest.json").read_text())
-    (directory / "manifest.json").write_text(json.dumps({**raw, "schema_version": 0}))
-
-
 def _no_shard(directory: Path) -> None:
-    shutil.rmtree(directory / "shard")
+    shutil.rmtree(shard(directory))
 
 
 def _no_segments(directory: Path) -> None:
-    shutil.rmtree(directory / "shard" / "segments")
+    shutil.rmtree(shard(directory) / "segments")
 
 
 def _segment_file(name: str) -> Callable[[Path], Path]:
-    return lambda directory: next((directory / "shard" / "segments").glob(f"*/{name}"))
+    return lambda directory: next((shard(directory) / "segments").glob(f"*/{name}"))
 
 
 def _overwritten(name: str) -> Callable[[Path], None]:
@@ -230,10 +235,16 @@ def _removed(name: str) -> Callable[[Path], None]:
     return lambda directory: _segment_file(name)(directory).unlink()
 
 
+def _made_by_an_older_program(directory: Path) -> None:
+    raw = json.loads((directory / "manifest.json").read_text())
+    shard(directory).rename(directory / "shard")
+    del raw["shard"], raw["unoptimised"]
+    (directory / "manifest.json").write_text(json.dumps({**raw, "schema_version": 1}))
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "manifest cut off": _broken_manifest,
     "manifest gone": _no_manifest,
-    "older schema": _manifest_of_an_older_schema,
     "shard gone": _no_shard,
     "segments gone": _no_segments,
     "segment.json overwritten": _overwritten("segment.json"),
@@ -263,6 +274,69 @@ async def test_a_damaged_index_is_set_aside_and_a_new_one_can_be_filled(tmp_path
     index = await opened(directory)
     assert await found(index) == {f"m{number}" for number in range(20)}
     assert len(damaged_copies(directory)) == 1
+    await index.close()
+
+
+async def test_an_index_of_an_older_schema_is_replaced_by_an_empty_one(tmp_path: Path) -> None:
+    directory = tmp_path / "index"
+    await filled(directory)
+    _made_by_an_older_program(directory)
+    index = await opened(directory)
+    assert (await index.flushed_seq(), await index.count()) == (0, 0)
+    await index.close()
+    assert damaged_copies(directory) == []
+    assert contents(directory) == {"manifest.json", "shard-1"}
+
+
+async def test_an_index_with_another_embedding_is_replaced_when_asked(tmp_path: Path) -> None:
+    directory = tmp_path / "index"
+    await filled(directory)
+    index = await opened(directory, embedding="other-model", dimensions=4, rebuild=True)
+    assert (await index.flushed_seq(), await index.count()) == (0, 0)
+    await index.close()
+    assert contents(directory) == {"manifest.json", "shard-2"}
+    await (await opened(directory, embedding="other-model", dimensions=4)).close()
+
+
+async def test_asking_for_another_embedding_keeps_an_index_that_has_it(tmp_path: Path) -> None:
+    await filled(tmp_path / "index")
+    index = await opened(tmp_path / "index", rebuild=True)
+    assert (await index.flushed_seq(), await index.count()) == (20, 20)
+    await index.close()
+
+
+@pytest.mark.parametrize("crashed", ["before the manifest", "while it was written", "after it"])
+async def test_a_crash_between_two_generations_leaves_one_of_them(tmp_path: Path, crashed: str) -> None:
+    directory = tmp_path / "index"
+    await filled(directory)
+    old, new = shard(directory), directory / "shard-7"
+    shutil.copytree(old, new)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    replacement = json.dumps({**manifest, "shard": new.name, "flushed_seq": 33})
+    if crashed == "while it was written":
+        (directory / "manifest.json.new").write_text(replacement[:50])
+    elif crashed == "after it":
+        (directory / "manifest.json").write_text(replacement)
+    index = await opened(directory)
+    assert await index.flushed_seq() == (33 if crashed == "after it" else 20)
+    assert await found(index) == {f"m{number}" for number in range(20)}
+    await index.flush(34)
+    await index.close()
+    current = new if crashed == "after it" else old
+    assert contents(directory) == {"manifest.json", current.name}
+    assert damaged_copies(directory) == []
+
+
+async def test_a_manifest_that_points_elsewhere_is_damage(tmp_path: Path) -> None:
+    directory = tmp_path / "index"
+    await filled(directory)
+    (tmp_path / "shard-1").mkdir()
+    manifest = json.loads((directory / "manifest.json").read_text())
+    (directory / "manifest.json").write_text(json.dumps({**manifest, "shard": "../shard-1"}))
+    index = await opened(directory)
+    assert await index.count() == 0
+    assert len(damaged_copies(directory)) == 1
+    assert (tmp_path / "shard-1").exists()
     await index.close()
 
 
@@ -325,11 +399,13 @@ async def test_a_flush_records_what_the_index_was_made_with_and_leaves_no_other_
     await filled(tmp_path / "index")
     raw = json.loads((tmp_path / "index" / "manifest.json").read_text())
     assert raw == {
-        "schema_version": 1,
+        "schema_version": 2,
         "embedding": "test-model",
         "dimensions": 8,
         "ledger_id": "ledger-1",
+        "shard": "shard-1",
         "flushed_seq": 20,
         "points": 20,
+        "unoptimised": 20,
     }
-    assert {path.name for path in (tmp_path / "index").iterdir()} <= {"lock", "manifest.json", "shard"}
+    assert contents(tmp_path / "index") == {"manifest.json", "shard-1"}

@@ -104,16 +104,30 @@ async def test_a_collection_of_another_program_is_left_alone() -> None:
     await client.close()
 
 
-async def test_a_collection_of_another_ledger_or_schema_is_left_alone() -> None:
+async def test_a_collection_of_another_ledger_or_a_newer_schema_is_left_alone() -> None:
     client = AsyncQdrantClient(location=":memory:")
     index = await opened(client)
     await index.flush(9)
     with pytest.raises(ConfigurationError, match="another ledger"):
         await opened(client, ledger_id="ledger-2")
-    await client.update_collection("memories", metadata={"schema_version": 2})
-    with pytest.raises(ConfigurationError, match="index schema 2"):
+    await client.update_collection("memories", metadata={"schema_version": 3})
+    with pytest.raises(ConfigurationError, match="index schema 3"):
         await opened(client)
     assert await index.flushed_seq() == 9
+    await client.close()
+
+
+async def test_a_collection_of_an_older_schema_is_replaced_if_it_is_ours() -> None:
+    client = AsyncQdrantClient(location=":memory:")
+    await (await opened(client)).flush(9)
+    await client.update_collection("memories", metadata={"schema_version": 1})
+    for changed, message in (({"ledger_id": "ledger-2"}, "index schema 1"), ({"embedding": "other"}, "index schema 1")):
+        with pytest.raises(ConfigurationError, match=message):
+            await opened(client, **changed)
+    index = await opened(client)
+    assert await index.flushed_seq() == 0
+    await index.flush(3)
+    assert await (await opened(client)).flushed_seq() == 3
     await client.close()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,13 +29,14 @@ if TYPE_CHECKING:
 SCOPE = Scope()
 
 
-@dataclass
-class UnreliableIndex:
+class UnreliableIndex(QdrantEdgeIndex):
     """The real index, but for calls that are told to fail."""
 
-    real: QdrantEdgeIndex
-    failures: list[str] = field(default_factory=list[str])
-    applied: list[int] = field(default_factory=list[int])
+    def __init__(self, *opened: Any) -> None:
+        super().__init__(*opened)
+        self.failures: list[str] = []
+        self.applied: list[int] = []
+        self.optimised = 0
 
     def _fail(self, name: str) -> None:
         if name in self.failures:
@@ -45,34 +47,24 @@ class UnreliableIndex:
     async def apply(self, upserts: Sequence[IndexEntry], deletes: Sequence[MemoryRecord]) -> None:
         """Apply, unless told to fail."""
         self._fail("apply")
-        await self.real.apply(upserts, deletes)
+        await super().apply(upserts, deletes)
         self.applied.append(len(upserts) + len(deletes))
 
     async def search(self, query: MemoryQuery) -> ScoreLists:
         """Search, unless told to fail."""
         self._fail("search")
-        return await self.real.search(query)
-
-    async def flushed_seq(self) -> int:
-        """As the real one."""
-        return await self.real.flushed_seq()
+        return await super().search(query)
 
     async def flush(self, seq: int) -> None:
         """Flush, unless told to fail."""
         self._fail("flush")
-        await self.real.flush(seq)
+        await super().flush(seq)
 
-    async def count(self) -> int:
-        """As the real one."""
-        return await self.real.count()
-
-    async def clear(self) -> None:
-        """As the real one."""
-        await self.real.clear()
-
-    async def close(self) -> None:
-        """As the real one."""
-        await self.real.close()
+    async def optimise_if_needed(self) -> None:
+        """Optimise, unless told to fail."""
+        self.optimised += 1
+        self._fail("optimise")
+        await super().optimise_if_needed()
 
 
 @dataclass
@@ -100,8 +92,7 @@ async def opened(directory: Path, *, flush: bool = True) -> AsyncGenerator[Store
     clock = SteppingClock()
     ledger = await SqliteLedger.open(directory / "ledger.db", clock=clock)
     ledger_id = await ledger.ledger_id()
-    real = await QdrantEdgeIndex.open(directory / "index", embedding="none", dimensions=None, ledger_id=ledger_id)
-    index = UnreliableIndex(real)
+    index = await UnreliableIndex.open(directory / "index", embedding="none", dimensions=None, ledger_id=ledger_id)
     indexer = Indexer(ledger, index, None)
     await indexer.start()
     memory = LongTermMemory(
@@ -260,3 +251,49 @@ async def test_a_memory_is_stored_while_the_index_cannot_be_searched(tmp_path: P
         await store.add("Kept all the same.")
         assert store.index.failures == []
         assert await store.found("kept") == ["Kept all the same."]
+
+
+async def test_the_index_is_optimised_after_the_start_and_after_a_flush_and_may_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "FLUSH_INTERVAL_S", 0)
+    async with opened(tmp_path) as store:
+        await store.indexer.replay(lambda _reached, _end: None)
+        for failures in (["optimise"], []):
+            optimiser: Any = store.indexer._optimiser
+            await optimiser
+            store.index.failures = failures
+            await store.add(f"note {failures}")
+            flusher: Any = store.indexer._flusher
+            await flusher
+        optimiser = store.indexer._optimiser
+        await optimiser
+        assert store.index.failures == []
+        assert store.index.optimised == 3
+
+
+async def test_closing_ends_an_optimisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def endless(_index: UnreliableIndex) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(UnreliableIndex, "optimise_if_needed", endless)
+    async with opened(tmp_path) as store:
+        await store.indexer.replay(lambda _reached, _end: None)
+        await begun.wait()
+    assert ended.is_set()
+
+
+async def test_a_flush_waits_for_a_pause_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "FLUSH_INTERVAL_S", 0.05)
+    async with opened(tmp_path) as store:
+        number = 0
+        while await store.index.flushed_seq() == 0:
+            number += 1
+            await store.add(f"note {number}")
+        assert number > 1
