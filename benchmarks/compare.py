@@ -1,6 +1,6 @@
 """Our memory server against others, measured as a client sees them; one table at the end.
 
-    python benchmarks/compare.py [--quick] [--json OUT] [--only PART …]
+    python benchmarks/compare.py [--quick] [--up-to N] [--only PART …] [--json OUT]
 
 Everything goes through the official MCP client over stdio, on the same made-up facts (`corpus.py`), and every server
 that embeds uses the model files that `agemem-mcp assets pull` fetched. The peers are installed by the script
@@ -17,12 +17,13 @@ import signal
 import statistics
 import sys
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agemem_mcp.app import asset_store, needed_assets
 from agemem_mcp.settings import load_settings
+from corpus import MAX_FACTS
 from growth import Stock, grown, keep, stopped
 from peers import install_all
 from report import as_text
@@ -53,6 +54,11 @@ class Plan:
     calls_in_flight: int
     stores_each: int
     """Stores of each of eight clients on one folder."""
+
+    def up_to(self, most: int) -> Plan:
+        """The same without the sizes above ``most``."""
+        kept = (tuple(size for size in sizes if size <= most) for sizes in (self.sizes, self.ours_alone))
+        return replace(self, sizes=next(kept), ours_alone=next(kept))
 
 
 FULL = Plan(sizes=(1_000, 10_000), ours_alone=(100_000,), runs=7, rounds=200, calls_in_flight=150, stores_each=25)
@@ -176,10 +182,11 @@ async def cancelled_by_signal(plan: Plan, parts: list[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="1,000 facts and few rounds")
+    parser.add_argument("--up-to", type=int, default=MAX_FACTS, metavar="N", help="leave out sizes above N facts")
     parser.add_argument("--only", choices=PARTS, action="append", help="this part alone; repeatable")
     parser.add_argument("--json", type=Path, help="also write all figures there")
     arguments = parser.parse_args()
-    plan = QUICK if arguments.quick else FULL
+    plan = (QUICK if arguments.quick else FULL).up_to(arguments.up_to)
     figures = asyncio.run(cancelled_by_signal(plan, arguments.only or list(PARTS)))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

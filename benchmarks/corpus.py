@@ -27,60 +27,55 @@ def _words(text: str) -> list[str]:
 
 
 _GIVEN = _words(
-    "Alma Bruno Celia Dario Edda Falk Greta Hanno Ilse Jaro Kaja Levin Maren Nuri Odile Piet Quirin Runa Silas Tilda "
-    "Ulf Vesna Wim Xandra Yorick Zita Anton Birte Cosmo Dunja Egon Frida Gero Hedda Ismet Jutta Knut Lioba Mattis Nele "
-    "Otto Pola Rasmus Selma Timo Ursel Valentin Wanda Yvo Zora Adrian Beate Conrad Delia Emre Fenja Gustav Helma Ingo "
-    "Josefa Karim Leonie Marek Nadja Ole Petra Ralf Sanja Torben Uta Veit Wiebke Xaver Yasmin Zeno Agnes Boris Carla "
-    "Dennis Elin Finn Gerda Holger Irma Jakob Klara Lorenz Mona Niklas Olga Pascal Rieke Sören Thekla Urban Viola "
-    "Wolf Ylva Zacharias Astrid"
+    "Alma Bruno Celia Dario Edith Felix Greta Harold Isla Jasper Kaja Levin Maren Nuri Odile Peter Quinn Ruby Silas "
+    "Tilda Ulrich Vesna Walter Xandra Yorick Zita Anton Bridget Cosmo Delia Egon Frida George Hedda Ismet Judith "
+    "Kenneth Louise Martin Nelly Otto Paula Rasmus Selma Timothy Ursula Valentin Wanda Yves Zora Adrian Beatrice "
+    "Conrad Doris Emre Fiona Gustav Helen Ingrid Joseph Karim Leonie Marek Nadia Oliver Petra Ralph Sanja Tobias "
+    "Uta Vincent Wendy Xaver Yasmin Zeno Agnes Boris Carla Dennis Elaine Finn Gerda Holger Irma Jacob Clara "
+    "Lawrence Mona Nicholas Olga Pascal Ricarda Simon Thelma Urban Viola Wolfgang Yvonne Zachary Astrid"
 )
 _FRONTS = _words(
-    "Alder Birken Crane Dorn Eber Falken Gras Hasel Immen Jager Kessel Linden Mohr Nessel Otter Pappel Quell Raben "
-    "Stein Tannen"
+    "Alder Birch Crane Dale Elm Falcon Grove Hazel Ivy Jay Kestrel Linden Moss Nettle Otter Pine Quarry Raven Stone "
+    "Thrush"
 )
 _ENDS = _words(
-    "bach berg burg dorf feld furt garten hagen haus heim hof holz horn hut kamp kirch lake land mann mark meier moor "
-    "mühl quist rain reuth ried rode roth sand schlag see siek stadt stedt stett strand strom tal teich thal wald "
-    "wang wedel weiler wend werth wick wiese winkel"
+    "bank bourne bridge brook burn bury bush castle church cliff combe cote court cross dale den down end fen fold "
+    "gate grave ham haven head hill holm house hurst keep lake land lock man mead mere mill mouth pool port ridge "
+    "shaw side smith stead street thorpe wick wright yard"
 )
 
 _TOPICS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (
-        "What does {p} like to drink?",
+        "Which drink does {p} prefer?",
         (
-            "In every café, {p} orders {v}.",
-            "{p} starts each morning with {v}.",
-            "Offer {v} to {p} and there will be no complaint.",
-            "The usual beverage of {p} is {v}.",
+            "{p} orders {v} in every café.",
+            "{p} asks for {v} when thirsty.",
+            "{p} likes a glass of {v} best.",
+            "{p} sips {v} all day.",
         ),
         ("rooibos", "espresso", "buttermilk", "elderflower cordial", "hot chocolate", "lemonade", "green tea"),
     ),
     (
         "Which pet lives with {p}?",
-        (
-            "{p} adopted a {v} two years ago.",
-            "At home, {p} looks after a {v}.",
-            "A {v} shares the flat of {p}.",
-            "{p} walked in late because the {v} had run away again.",
-        ),
+        ("{p} adopted a {v}.", "{p} looks after a {v} at home.", "{p} is owner of a {v}.", "{p} feeds the {v} at six."),
         ("greyhound", "tabby cat", "tortoise", "canary", "rabbit", "ferret", "gecko"),
     ),
     (
         "Where does {p} want to go on holiday?",
         (
             "{p} is saving up for a trip to {v}.",
-            "For next summer {p} has booked a flight to {v}.",
-            "{p} keeps talking about seeing {v} at last.",
-            "A guidebook about {v} lies on the desk of {p}.",
+            "For next summer, {p} has booked a flight to {v}.",
+            "{p} talks about seeing {v} at last.",
+            "{p} hopes to travel to {v} one day.",
         ),
         ("Iceland", "Portugal", "Vietnam", "Peru", "Morocco", "Georgia", "Norway"),
     ),
     (
-        "What instrument does {p} play?",
+        "Which musical instrument does {p} play?",
         (
             "{p} practises the {v} every evening.",
-            "In the town's orchestra {p} is heard on the {v}.",
-            "{p} took up the {v} as a child and never stopped.",
+            "{p} is heard on the {v} in the orchestra.",
+            "{p} took up the {v} as a child.",
             "Lessons on the {v} are given by {p}.",
         ),
         ("cello", "oboe", "accordion", "harp", "trombone", "banjo", "clarinet"),
@@ -90,7 +85,7 @@ _TOPICS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
         (
             "{p} gets a rash from {v}.",
             "Please cook without {v} when {p} comes.",
-            "{p} carries an emergency pen because of {v}.",
+            "{p} is allergic to {v}.",
             "Even a trace of {v} makes {p} ill.",
         ),
         ("peanuts", "shellfish", "celery", "sesame", "strawberries", "mustard", "walnuts"),

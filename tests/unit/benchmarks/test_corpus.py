@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 
 import pytest
+
 from corpus import MAX_FACTS, asked, fact, person, question
 
 
@@ -14,7 +15,8 @@ def test_everyone_has_a_name_and_a_fact_of_their_own() -> None:
 
 def test_facts_are_the_same_on_every_machine() -> None:
     texts = "\n".join(f"{fact(i)}\t{question(i)}" for i in range(0, MAX_FACTS, 97))
-    assert hashlib.sha256(texts.encode()).hexdigest() == "0f4e74c382096112b20cc78d3fe07ded1623b9ec17ec85d078bc4de5f2796ef3"
+    fingerprint = "50d17c77d18683039acb3732ebc5b99579acf9fb914908bcb7d5db6f93d6fb18"
+    assert hashlib.sha256(texts.encode()).hexdigest() == fingerprint
 
 
 @pytest.mark.parametrize("i", [*range(20), 9_999, 10_000, 99_999])

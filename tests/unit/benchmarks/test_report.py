@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from report import OURS, RIVAL, Goal, Row, as_text, markdown, overhead_ms, rows
 from timing import quantiles_ms, spread_s
 
