@@ -12,6 +12,10 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from agemem_mcp.app import open_service
+from agemem_mcp.domain.memory import Scope
+from agemem_mcp.domain.operations import parse_operation
+from agemem_mcp.settings import load_settings
 from corpus import asked, fact
 from processes import memory
 from servers import OURS, MemoryTools, Running, end, in_flight, served
@@ -20,10 +24,14 @@ from timing import quantiles_ms
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from agemem_mcp.service.memory_service import MemoryService
     from peers import Peer
     from timing import Journal
 
-_PORTION = 5000
+_PORTION = 2000
+_PATIENCE_S = 900.0
+"""What would take longer than this through the tools is stored in this process."""
+_WIDTH_INSIDE = 64
 _CALLS_WORTH_IT = 100
 """Fewer missing facts than this are stored by calls, also where a peer can be filled at once."""
 
@@ -55,19 +63,41 @@ class Stock:
         self.facts = size
         return per_s
 
-    async def _fill_by_calls(self, size: int, journal: Journal) -> float:
-        """Eight calls in flight on one session; stores per second."""
-        spent_s = 0.0
+    async def _fill_by_calls(self, size: int, journal: Journal) -> float | None:
+        """Eight calls in flight on one session; stores per second. What would take too long is stored in-process."""
+        spent_s, stored = 0.0, 0
         async with served(self.tools, self.folder) as running:
             # One call alone first: it waits for the model to be loaded.
             await running.timed(self.tools.store(self.facts))
-            for start in range(self.facts + 1, size, _PORTION):
-                calls = [self.tools.store(i) for i in range(start, min(size, start + _PORTION))]
+            self.facts += 1
+            while self.facts < size:
+                calls = [self.tools.store(i) for i in range(self.facts, min(size, self.facts + _PORTION))]
                 per_s = await in_flight(running, calls)
                 spent_s += len(calls) / per_s
-                if size - self.facts > _PORTION:
-                    journal.note(f"    {start + len(calls):,} facts, the last {len(calls):,} at {per_s:.0f}/s")
-        return round((size - self.facts - 1) / spent_s, 1)
+                stored += len(calls)
+                self.facts += len(calls)
+                if size - self.facts > 0:
+                    journal.note(f"    {self.facts:,} facts, the last {len(calls):,} at {per_s:.0f}/s")
+                if (size - self.facts) / per_s > _PATIENCE_S:
+                    break
+        if self.facts < size:
+            journal.note(f"    too slow for {size - self.facts:,} more: the rest goes to the service in this process")
+            async with open_service(load_settings(data_dir=self.folder)) as service:
+                await store_in(service, self.facts, size, width=_WIDTH_INSIDE)
+        return round(stored / spent_s, 1) if stored else None
+
+
+async def store_in(service: MemoryService, start: int, stop: int, *, width: int) -> None:
+    """Store facts from ``start`` to ``stop`` in a service of this process, ``width`` at a time."""
+    waiting = iter(range(start, stop))
+
+    async def worker() -> None:
+        for i in waiting:
+            await service.apply(Scope(), parse_operation(*OURS.store(i)))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(width):
+            group.create_task(worker())
 
 
 async def grown(ours: Stock, *, size: int, questions: int, kept: Path | None, journal: Journal) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import json
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from contextlib import AsyncExitStack
@@ -32,7 +31,8 @@ from agemem_mcp.domain.operations import parse_operation
 from agemem_mcp.server.tools import MemoryServer
 from agemem_mcp.settings import load_settings
 from corpus import asked
-from servers import OURS, Running
+from growth import store_in
+from servers import OURS, served, temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -110,7 +110,7 @@ async def inside(folder: Path, size: int, rounds: int) -> dict[str, Any]:
         stack.push_async_callback(gate.close)
         client = await stack.enter_async_context(Client(server.mcp, mode="legacy"))
         service = await gate.service()
-        await fill(lambda i: service.apply(Scope(), parse_operation(*OURS.store(i))), size)
+        await store_in(service, 0, size, width=8)
         for turn in range(rounds):
             for kind, call in (("store", OURS.store), ("search", OURS.search)):
                 spans.take()
@@ -129,21 +129,11 @@ async def inside(folder: Path, size: int, rounds: int) -> dict[str, Any]:
     return {kind: faster_half_ms(named) for kind, named in parts.items()}
 
 
-async def fill(store: Callable[[int], Awaitable[Any]], size: int) -> None:
-    waiting = iter(range(size))
-
-    async def worker() -> None:
-        for i in waiting:
-            await store(i)
-
-    await asyncio.gather(*(worker() for _ in range(8)))
-
-
 async def outside(folder: Path, size: int, rounds: int) -> dict[str, dict[str, float]]:
     """The same over stdio, and a call that is refused."""
     numbers = calls_of(rounds, size)
     times: dict[str, dict[str, list[float]]] = {"store": defaultdict(list), "search": defaultdict(list)}
-    async with Running(OURS, folder) as running:
+    async with served(OURS, folder) as running:
         assert OURS.refused is not None
         await running.timed(OURS.search(0))
         for turn in range(rounds):
@@ -167,8 +157,8 @@ def faster_half_ms(named: dict[str, list[float]]) -> dict[str, float]:
 
 
 async def profile(size: int, rounds: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="agemem-overhead-") as temporary:
-        folder = Path(temporary) / "data"
+    with temporary_folder() as root:
+        folder = root / OURS.name
         figures = await inside(folder, size, rounds)
         for kind, values in (await outside(folder, size, rounds)).items():
             figures[kind].update(values)
@@ -187,6 +177,7 @@ def main() -> None:
         for name, value in values.items():
             print(f"  {name:<36} {value:8.2f}")
     if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 OURS = "agemem-mcp"
 RIVAL = "mcp-server-qdrant"
 """The peer that searches by meaning: ratios are to it."""
+START_MARK, END_MARK = "<!-- figures -->", "<!-- end of figures -->"
 _EMBEDDING = "embedding alone"
 _REFUSED = "a refused call"
 
@@ -78,7 +79,10 @@ def rows(figures: dict[str, Any]) -> list[Row]:
             found += _compared_rows(int(size), at_size)
         else:
             found += _alone_rows(int(size), at_size)
-    for name, label in (("served", "8 processes, one folder: served"), ("kept", "… writes kept of those acknowledged")):
+    for name, label in (
+        ("served", "8 processes, one folder: served"),
+        ("kept", "… acknowledged writes that were kept"),
+    ):
         eight: dict[str, Any] = figures.get("eight_processes", {})
         if OURS in eight:
             others = {peer: _kept(value, name) for peer, value in eight.items() if peer != OURS}
@@ -193,10 +197,31 @@ def _shown(value: object) -> str:
     return str(value)
 
 
+def put_into(page: str, tables: str) -> str:
+    """Replace what stands between the two marks of a page.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    head, start, rest = page.partition(START_MARK)
+    _, end, tail = rest.partition(END_MARK)
+    if not start or not end:
+        msg = f"The page has no place for the tables: {START_MARK} … {END_MARK}"
+        raise ValueError(msg)
+    return f"{head}{START_MARK}\n\n{tables}\n\n{END_MARK}{tail}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figures", type=Path)
-    print(as_text(json.loads(parser.parse_args().figures.read_text(encoding="utf-8"))))
+    parser.add_argument("figures", type=Path, help="what compare.py wrote with --json")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="put the tables between the marks of this page")
+    arguments = parser.parse_args()
+    tables = as_text(json.loads(arguments.figures.read_text(encoding="utf-8")))
+    if arguments.into is None:
+        print(tables)
+    else:
+        page = put_into(arguments.into.read_text(encoding="utf-8"), tables)
+        arguments.into.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

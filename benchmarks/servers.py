@@ -96,19 +96,28 @@ class Running:
         """From starting the process to the list of tools."""
 
     async def __aenter__(self) -> Self:
+        """Start the server and list its tools.
+
+        Raises:
+            ServerError: it did not come that far; the text has the end of what it wrote to stderr.
+        """
         program, *arguments = self.tools.command(self._folder)
         own = {**self.tools.environment(self._folder), FOLDER_VARIABLE: str(self._folder)}
         parameters = StdioServerParameters(command=program, args=arguments, env={**os.environ, **own})
-        errors = self._stack.enter_context((self._folder.parent / f"{self._folder.name}.stderr").open("a"))
+        log = self._folder.parent / f"{self._folder.name}.stderr"
+        errors = self._stack.enter_context(log.open("a", encoding="utf-8"))
         started = time.perf_counter()
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 transport = stdio_client(parameters, errlog=errors)
                 self._client = await self._stack.enter_async_context(Client(transport, mode=self._mode))
                 await self._client.list_tools()
-        except BaseException:
+        except BaseException as error:
             await self._stack.aclose()
-            raise
+            if not isinstance(error, Exception):
+                raise
+            msg = f"{self.tools.name} did not start ({error!r}): {log.read_text(encoding='utf-8')[-500:]}"
+            raise ServerError(msg) from error
         self.ready_s = time.perf_counter() - started
         return self
 

@@ -148,5 +148,6 @@ async def eight_processes(tools: MemoryTools, folder: Path, *, each: int) -> dic
 
 
 def _reported(acknowledged: list[int], error: Exception) -> list[int]:
-    print(f"    a server could not be used beside others: {type(error).__name__}", file=sys.stderr)
+    reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+    print(f"    a server could not be used beside others: {reason[0]}", file=sys.stderr)
     return acknowledged

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from report import OURS, RIVAL, Goal, Row, as_text, markdown, overhead_ms, rows
+from report import OURS, RIVAL, Goal, Row, as_text, markdown, overhead_ms, put_into, rows
 from timing import quantiles_ms, spread_s
 
 
@@ -125,7 +127,7 @@ def test_the_text_says_what_is_missing_and_why(figures: dict[str, Any]) -> None:
 
 def test_a_run_of_one_part_has_the_rows_of_that_part(figures: dict[str, Any]) -> None:
     del figures["sizes"], figures["start"]
-    assert [row.label[:11] for row in rows(figures)] == ["8 processes", "… writes ke"]
+    assert [row.label[:11] for row in rows(figures)] == ["8 processes", "… acknowled"]
 
 
 def test_tables_are_padded() -> None:
@@ -134,3 +136,15 @@ def test_tables_are_padded() -> None:
         "|------------|-----|",
         "| long label | 1   |",
     ]
+
+
+def test_the_page_shows_the_figures_of_the_kept_run() -> None:
+    folder = Path(__file__).parents[3] / "benchmarks"
+    kept = as_text(json.loads((folder / "results" / "reference.json").read_text(encoding="utf-8")))
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert put_into(page, kept) == page
+
+
+def test_a_page_without_marks_is_left_alone() -> None:
+    with pytest.raises(ValueError, match="no place"):
+        put_into("nothing here", "a table")
