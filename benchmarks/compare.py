@@ -187,7 +187,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write all figures there")
     arguments = parser.parse_args()
     plan = (QUICK if arguments.quick else FULL).up_to(arguments.up_to)
-    figures = asyncio.run(cancelled_by_signal(plan, arguments.only or list(PARTS)))
+    try:
+        figures = asyncio.run(cancelled_by_signal(plan, arguments.only or list(PARTS)))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit("Ended by a signal; every server was ended and nothing was left behind.")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
