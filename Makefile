@@ -1,13 +1,14 @@
 # make serve   a memory server on 127.0.0.1:8000, from a fresh machine with Python 3.11, make and a package index
 # make test    everything that is checked: style, types, import rules, tests
 # make soak    the durability and multi-process tests in full: 50 rounds of kills, half an hour
-# make bench   the benchmarks; HOTPOTQA=DIR names the folder with the HotpotQA samples
+# make bench   ours against other memory servers, one table; half an hour. HOTPOTQA=DIR: retrieval and filter as well
+# make bench-quick   the same with 1,000 facts, in minutes
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test soak check format bench clean
+.PHONY: serve test soak check format bench bench-quick clean
 
 serve: $(VENV)/.installed
 	$(BIN)/agemem-mcp assets pull
@@ -32,7 +33,8 @@ format: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/agemem-mcp assets pull
-	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/compare.py --json benchmarks/results/latest.json
+	$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
 ifdef HOTPOTQA
 	$(BIN)/python benchmarks/retrieval.py --data $(HOTPOTQA)/dev_distractor_100.json
 	$(BIN)/python benchmarks/filter_context.py --data $(HOTPOTQA)
@@ -40,8 +42,12 @@ else
 	@echo "Retrieval and filter were not measured: name the folder of the HotpotQA samples, make bench HOTPOTQA=DIR"
 endif
 
+bench-quick: $(VENV)/.installed-test
+	$(BIN)/agemem-mcp assets pull
+	$(BIN)/python benchmarks/compare.py --quick --json benchmarks/results/quick.json
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) benchmarks/.peers .pytest_cache .ruff_cache .hypothesis .coverage*
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'

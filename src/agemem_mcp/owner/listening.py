@@ -42,4 +42,4 @@ async def listening(owner: Owner, settings: Settings, *, insecure: bool) -> Asyn
         yield listener.url
     finally:
         owner.listening.remove(listener.url)
-        await listener.close()
+        await listener.close(process_ends=owner.ending)

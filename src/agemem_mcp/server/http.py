@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
+import signal
 import socket
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NAMESPACE_HEADER = "x-agemem-namespace"
 _OPEN_PATHS = ("/healthz", "/readyz")
+_SETTLING_S = 5
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 
 
@@ -160,12 +162,21 @@ class HttpListener:
         self._socket = _listen(options.host, options.port)
         name = f"[{options.host}]" if ":" in options.host else options.host
         self.url = f"http://{name}:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=10)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=_SETTLING_S
+        )
         self._server = _Uvicorn(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
 
-    async def close(self) -> None:
-        """Finish the requests that have begun, and stop."""
+    async def close(self, *, process_ends: bool) -> None:
+        """Finish the requests that have begun, and stop.
+
+        Args:
+            process_ends: event streams, which never end by themselves, are told to. They know of the end of a process
+                alone (`sse_starlette` keeps one flag for all servers in it); else they are cut off after a while.
+        """
+        if process_ends:
+            self._server.handle_exit(signal.SIGTERM, None)
         self._server.should_exit = True
         await asyncio.gather(self._serving, return_exceptions=True)
         self._socket.close()
