@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agemem_mcp.adapters.embedding import FastEmbedEmbedder
     from agemem_mcp.adapters.ledger import SqliteLedger
     from agemem_mcp.adapters.sessions import SqliteSessionStore
-    from agemem_mcp.domain.ports import Clock, IdSource, MemoryIndex, Summarizer, TokenCounter
+    from agemem_mcp.domain.ports import Clock, Embedder, IdSource, MemoryIndex, Summarizer, TokenCounter
     from agemem_mcp.service.archive import MemoryArchive, SessionArchive
     from agemem_mcp.service.memory_service import MemoryService
     from agemem_mcp.service.upkeep import Upkeep
@@ -76,6 +76,7 @@ async def open_service(
     from agemem_mcp.adapters.sessions import SqliteSessionStore
     from agemem_mcp.adapters.system import RandomIds, SequentialIds, SystemClock
     from agemem_mcp.adapters.tokens import load_token_counter
+    from agemem_mcp.service.current_embedder import CurrentEmbedder
     from agemem_mcp.service.indexing import Indexer
     from agemem_mcp.service.long_term import LongTermMemory
     from agemem_mcp.service.memory_service import MemoryService
@@ -93,9 +94,10 @@ async def open_service(
             stack.callback(folder.lock().release)
         store = await _ready_assets(settings, on_progress)
         tokens = await asyncio.to_thread(load_token_counter, settings.context.tokenizer, store.tiktoken_dir)
-        embedder = _embedder(settings, store)
-        if embedder is not None:
-            stack.push_async_callback(embedder.close)
+        model = _embedder(settings, store)
+        if model is not None:
+            stack.push_async_callback(model.close)
+        embedder = None if model is None else CurrentEmbedder(model)
         mode = FilterMode.LEXICAL if embedder is None else settings.filter.mode
         rules = SessionRules(budget_tokens=settings.context.budget_tokens, lives=settings.context.lives)
         desk = Sessions(tokens=tokens, clock=clock, ids=ids, rules=rules)
@@ -236,7 +238,7 @@ def _summarizers(settings: Settings, tokens: TokenCounter, stack: AsyncExitStack
 
 
 async def _open_index(
-    settings: Settings, folder: DataFolder, ledger: SqliteLedger, embedder: FastEmbedEmbedder | None
+    settings: Settings, folder: DataFolder, ledger: SqliteLedger, embedder: Embedder | None
 ) -> MemoryIndex:
     ledger_id = await ledger.ledger_id()
     dimensions = None if embedder is None else embedder.dimensions

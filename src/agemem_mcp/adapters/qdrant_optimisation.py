@@ -24,8 +24,8 @@ import structlog
 from agemem_mcp.adapters import qdrant_payload as shared
 from agemem_mcp.adapters.data_folder import MIN_FREE_BYTES
 from agemem_mcp.adapters.qdrant_shard import PAGE, Shard
-from agemem_mcp.adapters.qdrant_worker import completed
 from agemem_mcp.errors import StoreError
+from agemem_mcp.service.completion import completed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

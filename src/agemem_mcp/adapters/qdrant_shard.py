@@ -188,10 +188,11 @@ class Shard:
 
     def _ensure_payload_indexes(self) -> None:
         present = self._open.info().payload_schema
+        # Graphs are built for scopes alone: one for each common facet or time as well takes several times as long.
         wanted: dict[str, Any] = {
             shared.SCOPE_FIELD: qdrant_edge.KeywordIndexParams(is_tenant=True),
-            shared.FACETS_FIELD: qdrant_edge.KeywordIndexParams(),
-            **dict.fromkeys(shared.NUMBER_FIELDS, qdrant_edge.PayloadSchemaType.Float),
+            shared.FACETS_FIELD: qdrant_edge.KeywordIndexParams(enable_hnsw=False),
+            **dict.fromkeys(shared.NUMBER_FIELDS, qdrant_edge.FloatIndexParams(enable_hnsw=False)),
         }
         for name, schema in wanted.items():
             if name not in present:

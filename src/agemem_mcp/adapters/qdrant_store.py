@@ -9,7 +9,7 @@ import structlog
 
 from agemem_mcp.adapters import qdrant_payload as shared
 from agemem_mcp.adapters.qdrant_folder import DamagedIndexError, IndexFolder, Manifest, OutdatedIndexError
-from agemem_mcp.adapters.qdrant_shard import Shard
+from agemem_mcp.adapters.qdrant_shard import Shard, translated
 from agemem_mcp.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
@@ -65,6 +65,33 @@ class Store:
         self.shard.close()
 
 
+class SuccessorStore(Store):
+    """A generation that is still being filled; closing it removes it."""
+
+    @classmethod
+    def create(cls, folder: IndexFolder, wanted: Manifest) -> SuccessorStore:
+        """Make an empty one beside the others."""
+        path = folder.new_shard()
+        try:
+            shard = Shard.create(path, wanted.dimensions)
+        except BaseException:
+            folder.remove_shard(path)
+            raise
+        return cls(folder, wanted.model_copy(update={"shard": path.name}), shard)
+
+    def finish(self) -> Manifest:
+        """Flush what was applied; what the manifest is to say once this generation is current."""
+        self.flush(self.manifest.flushed_seq)
+        return self.manifest
+
+    def close(self) -> None:
+        """Close the shard and remove it."""
+        try:
+            super().close()
+        finally:
+            self.folder.remove_shard(self.shard.path)
+
+
 class CurrentStore(Store):
     """The generation that the manifest names; holds the folder's lock."""
 
@@ -91,7 +118,7 @@ class CurrentStore(Store):
 
     def apply(self, upserts: Sequence[IndexEntry], deletes: Sequence[MemoryRecord]) -> None:
         """Upsert, then delete."""
-        self.folder.mark_changed()
+        self._mark_changed()
         if self.changed_points is not None:
             # Before the change, which may fail half-way.
             records = [*(entry.record for entry in upserts), *deletes]
@@ -102,21 +129,23 @@ class CurrentStore(Store):
 
     def clear(self) -> None:
         """Delete all points."""
-        self.folder.mark_changed()
+        self._mark_changed()
         super().clear()
 
     def flush(self, seq: int) -> None:
         """Flush the shard first: a manifest ahead of it would hide lost entries from the replay."""
         super().flush(seq)
-        self.folder.write_manifest(self.manifest)
+        with translated(self.shard.path, "flushed"):
+            self.folder.write_manifest(self.manifest)
 
     def become(self, shard: Shard, manifest: Manifest) -> Path:
         """Put another shard, already flushed, in the place of this one; returns the old one's folder.
 
         Raises:
-            OSError: the manifest could not be replaced; nothing has changed.
+            StoreError: the manifest could not be replaced; nothing has changed.
         """
-        self.folder.write_manifest(manifest)
+        with translated(self.shard.path, "replaced"):
+            self.folder.write_manifest(manifest)
         old, self.shard, self.manifest = self.shard, shard, manifest
         self.unoptimised, self.optimise_at = manifest.unoptimised, 0
         with suppress(StoreError):  # the new one serves all the same
@@ -129,6 +158,10 @@ class CurrentStore(Store):
             super().close()
         finally:
             self.folder.release()
+
+    def _mark_changed(self) -> None:
+        with translated(self.shard.path, "changed"):
+            self.folder.mark_changed()
 
 
 def _created(folder: IndexFolder, wanted: Manifest) -> CurrentStore:

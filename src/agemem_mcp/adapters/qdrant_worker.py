@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from agemem_mcp.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable
 
 T = TypeVar("T")
 
@@ -79,13 +79,3 @@ class Worker:
         """Take no more work."""
         self.closed = True
         self._thread.shutdown(wait=False)
-
-
-async def completed(work: Coroutine[Any, Any, T]) -> T:
-    """Finish work that must not stop half-way, even if the caller gives up; the cancellation goes on after it."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

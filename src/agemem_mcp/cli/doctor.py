@@ -114,7 +114,7 @@ def _index(settings: Settings, folder: DataFolder) -> Iterator[Finding]:
     if made_with == settings.embedding:
         yield Finding("index", "ok", f"made with {made_with}")
     else:
-        todo = f"set AGEMEM_EMBEDDING={made_with}, or move {folder.index} away: it is rebuilt from the ledger"
+        todo = f"set AGEMEM_EMBEDDING={made_with}, or run `agemem-mcp reindex`: it rebuilds the index from the ledger"
         yield Finding("index", "problem", f"made with {made_with}, but {settings.embedding} is configured", todo)
 
 

@@ -153,6 +153,27 @@ class MemoryIndex(Protocol):
         """
         ...
 
+    async def successor(self, *, embedding: str, dimensions: int | None) -> MemoryIndex:
+        """A new, empty index of the same ledger beside this one; closing it removes it.
+
+        Args:
+            embedding: name of the embedding model, or of its absence.
+            dimensions: length of its vectors; ``None`` for an index of words alone.
+
+        Raises:
+            ConfigurationError: there is no room for one beside this index; the text says what to do.
+            StoreError: there is one already.
+        """
+        ...
+
+    async def replace_by(self, successor: MemoryIndex) -> None:
+        """Hold from now on, durably, what the successor holds, up to where that was flushed; it counts as closed.
+
+        Raises:
+            StoreError: it could not be done, and nothing has changed.
+        """
+        ...
+
     async def close(self) -> None:
         """Release files and connections."""
         ...

@@ -8,16 +8,18 @@ something twice is harmless, and an entry changed twice at once ends in its last
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import structlog
 
-from agemem_mcp.domain.memory import IndexEntry, MemoryRecord
+from agemem_mcp.domain.memory import IndexEntry
 from agemem_mcp.errors import AgeMemError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
+    from agemem_mcp.domain.memory import MemoryRecord
     from agemem_mcp.domain.ports import Embedder, Ledger, MemoryIndex
 
 log = structlog.get_logger(__name__)
@@ -35,6 +37,22 @@ def indexed_text(content: str, metadata: dict[str, object]) -> str:
     """
     title = metadata.get("title")
     return f"{title}. {content}" if isinstance(title, str) and title.strip() else content
+
+
+async def entries_of(heads: Sequence[MemoryRecord], embedder: Embedder | None) -> list[IndexEntry]:
+    """What the index is to hold of those memories that are not deleted.
+
+    Raises:
+        AssetsMissing: the model's files are not on this machine.
+        EmbeddingError: the model failed.
+    """
+    live = [head for head in heads if not head.deleted]
+    texts = [indexed_text(head.content, dict(head.metadata)) for head in live]
+    vectors = None if embedder is None or not live else await embedder.embed(texts)
+    return [
+        IndexEntry(record=head, text=text, vector_D=None if vectors is None else vectors[row])
+        for row, (head, text) in enumerate(zip(live, texts, strict=True))
+    ]
 
 
 class Indexer:
@@ -107,6 +125,16 @@ class Indexer:
                 return
         self._schedule_optimising()
 
+    @asynccontextmanager
+    async def paused(self) -> AsyncGenerator[None]:
+        """Apply nothing meanwhile; who wants the index caught up waits."""
+        async with self._turn:
+            yield
+
+    def moved_to(self, seq: int) -> None:
+        """The index was replaced, during :meth:`paused`, by one that is flushed up to ``seq``."""
+        self._reached = self._flushed = seq
+
     async def close(self) -> None:
         """End what runs beside, and flush what was applied."""
         for task in (self._flusher, self._optimiser):
@@ -116,13 +144,7 @@ class Indexer:
         await self._try_flush()
 
     async def _apply(self, heads: list[MemoryRecord]) -> None:
-        live = [head for head in heads if not head.deleted]
-        texts = [indexed_text(head.content, dict(head.metadata)) for head in live]
-        vectors = None if self._embedder is None or not live else await self._embedder.embed(texts)
-        entries = [
-            IndexEntry(record=head, text=text, vector_D=None if vectors is None else vectors[row])
-            for row, (head, text) in enumerate(zip(live, texts, strict=True))
-        ]
+        entries = await entries_of(heads, self._embedder)
         await self._index.apply(entries, [head for head in heads if head.deleted])
 
     def _schedule_flush(self) -> None:

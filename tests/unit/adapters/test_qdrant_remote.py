@@ -139,6 +139,16 @@ async def test_two_processes_that_start_at_once_share_one_collection() -> None:
     await client.close()
 
 
+async def test_it_is_not_made_anew_beside_its_collection_and_says_what_to_do() -> None:
+    client = AsyncQdrantClient(location=":memory:")
+    index = await opened(client)
+    with pytest.raises(ConfigurationError, match=r"AGEMEM_QDRANT_COLLECTION to a new name.*nothing is lost"):
+        await index.successor(embedding="other-model", dimensions=4)
+    with pytest.raises(StoreError, match="no successor"):
+        await index.replace_by(index)
+    await client.close()
+
+
 async def test_a_client_that_was_given_stays_open() -> None:
     client = AsyncQdrantClient(location=":memory:")
     await (await opened(client)).close()
