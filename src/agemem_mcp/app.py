@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -113,7 +114,15 @@ async def open_service(
             filter_mode=mode,
             filter_theta=DEFAULT_THETA[mode] if settings.filter.theta is None else settings.filter.theta,
         )
-        long_term = LongTermMemory(ledger=ledger, index=index, indexer=indexer, embedder=embedder, clock=clock, ids=ids)
+        long_term = LongTermMemory(
+            ledger=ledger,
+            index=index,
+            indexer=indexer,
+            embedder=embedder,
+            clock=clock,
+            ids=ids,
+            half_life=None if settings.recency_days is None else timedelta(days=settings.recency_days),
+        )
         purger = asyncio.create_task(_purge_now_and_then(short_term.purge_expired))
         stack.push_async_callback(_cancelled, purger)
         yield MemoryService(long_term=long_term, short_term=short_term)
