@@ -93,7 +93,7 @@ class Server:
         count = 0
         for count, one in enumerate(memories, 1):  # noqa: B007  the last number is the count
             added = await self.call("Add_memory", one.session_id, content=one.content, metadata=one.metadata)
-            self.ids.update(dict.fromkeys(one.keys, added["memory_id"]))
+            self.ids |= {key: str(added["memory_id"]) for key in one.keys}
         return (time.perf_counter() - started) * 1000 / max(count, 1)
 
     async def ask(self, questions: list[Question]) -> list[tuple[Question, list[str], float]]:

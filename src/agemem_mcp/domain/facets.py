@@ -69,6 +69,8 @@ def conditions_from(metadata_filter: Mapping[str, Any]) -> tuple[Condition, ...]
 
 def satisfies(record: MemoryRecord, conditions: tuple[Condition, ...]) -> bool:
     """Whether an entry meets all conditions, as an index would say."""
+    if not conditions:
+        return True
     facets, numbers = set(facets_of(record)), numbers_of(record)
     return all(
         not facets.isdisjoint(one.facets) if isinstance(one, AnyOf) else _within(numbers.get(one.key), one)

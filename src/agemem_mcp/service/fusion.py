@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from agemem_mcp.domain.memory import FoundBy, ScoreLists
@@ -17,14 +16,22 @@ _STRONG_WORD_MATCH = 10.0
 of memories, or words that stand in all of them), words must not outweigh meaning."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A memory of at least one list."""
 
     memory_id: str
     score: float
     """0 to 1."""
-    found_by: tuple[FoundBy, ...]
+    dense: float = 0.0
+    """Share of the score by meaning, 0 to 1 before the mean is taken."""
+    sparse: float = 0.0
+    """The same by words."""
+
+    @property
+    def found_by(self) -> tuple[FoundBy, ...]:
+        """Which lists speak for it."""
+        meaning: tuple[FoundBy, ...] = ("dense",) if self.dense > 0 else ()
+        return (*meaning, "lexical") if self.sparse > 0 else meaning
 
 
 def fuse(lists: ScoreLists) -> list[Candidate]:
@@ -42,19 +49,10 @@ def fuse(lists: ScoreLists) -> list[Candidate]:
     # float32 cosines of a text with itself come out a little above 1
     dense = {one.memory_id: min(max(one.score - _UNRELATED_COSINE, 0.0) / span, 1.0) for one in lists.dense}
     sparse = {one.memory_id: one.score / best for one in lists.sparse}
-    present = [scores for scores in (dense, sparse) if scores]
-    candidates = [
-        Candidate(
-            memory_id,
-            sum(scores.get(memory_id, 0.0) for scores in present) / len(present),
-            _found_by(dense.get(memory_id, 0.0), sparse.get(memory_id, 0.0)),
-        )
-        for memory_id in dict.fromkeys([*dense, *sparse])
-    ]
+    weight = 0.5 if dense and sparse else 1.0
+    candidates: list[Candidate] = []
+    for memory_id in {**dense, **sparse}:
+        meaning, words = dense.get(memory_id, 0.0), sparse.get(memory_id, 0.0)
+        candidates.append(Candidate(memory_id, (meaning + words) * weight, meaning, words))
     cosine = {one.memory_id: one.score for one in lists.dense}
     return sorted(candidates, key=lambda one: (-one.score, -cosine.get(one.memory_id, -1.0), one.memory_id))
-
-
-def _found_by(dense: float, sparse: float) -> tuple[FoundBy, ...]:
-    shares: tuple[tuple[FoundBy, float], ...] = (("dense", dense), ("lexical", sparse))
-    return tuple(how for how, share in shares if share > 0)

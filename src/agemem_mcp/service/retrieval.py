@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 CANDIDATES = 100
 """How many each list of the index may hold. With 50 or 200 it finds the same within noise."""
 
-_LOOKED_AROUND = 20
-"""For so many of the best candidates the neighbours are looked up: 10 find a little less, 40 no more."""
+_LOOKED_AROUND = 10
+"""For so many of the best candidates the neighbours are looked up; with 20 or 40 it finds the same within noise."""
 
 _LINKED = 60
 """Among so many, titles are compared with what the best hits name; of 30, a tenth fewer are found."""

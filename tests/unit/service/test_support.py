@@ -34,7 +34,7 @@ def by_id(*records: MemoryRecord) -> dict[str, MemoryRecord]:
 
 def candidates(**scores: float) -> list[Candidate]:
     """Candidates of the index, all found by meaning."""
-    found = [Candidate(memory_id, score, ("dense",)) for memory_id, score in scores.items()]
+    found = [Candidate(memory_id, score, dense=score) for memory_id, score in scores.items()]
     return sorted(found, key=lambda one: (-one.score, one.memory_id))
 
 
