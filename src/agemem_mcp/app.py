@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from agemem_mcp.domain.limits import Retention
 from agemem_mcp.domain.modes import FilterMode
 from agemem_mcp.errors import AgeMemError, ConfigurationError
 from agemem_mcp.service.gate import Progress, ServiceGate
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from agemem_mcp.domain.ports import Clock, IdSource, MemoryIndex, Summarizer, TokenCounter
     from agemem_mcp.service.archive import MemoryArchive, SessionArchive
     from agemem_mcp.service.memory_service import MemoryService
+    from agemem_mcp.service.upkeep import Upkeep
     from agemem_mcp.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -122,6 +124,8 @@ async def open_service(
             clock=clock,
             ids=ids,
             half_life=None if settings.recency_days is None else timedelta(days=settings.recency_days),
+            retention=Retention.parse(settings.retention),
+            quota=settings.quota.limits,
         )
         purger = asyncio.create_task(_purge_now_and_then(short_term.purge_expired))
         stack.push_async_callback(_cancelled, purger)
@@ -163,6 +167,26 @@ async def open_archive(settings: Settings) -> AsyncGenerator[Archive]:
         sessions = await SqliteSessionStore.open(folder.sessions, read_only=True)
         stack.push_async_callback(sessions.close)
         yield Archive(MemoryArchive(ledger, clock), SessionArchive(sessions, clock), ledger, sessions)
+
+
+@asynccontextmanager
+async def open_upkeep(
+    settings: Settings, *, clock: Clock | None = None, on_progress: Callable[[Progress], None] = lambda _: None
+) -> AsyncGenerator[Upkeep]:
+    """Open what is needed to look through memories, also while a server has the folder.
+
+    Raises:
+        ConfigurationError: there is nothing at that place.
+        StoreError: the ledger cannot be read.
+    """
+    from agemem_mcp.adapters.system import SystemClock
+    from agemem_mcp.service.upkeep import Upkeep
+
+    async with open_archive(settings) as archive, AsyncExitStack() as stack:
+        embedder = _embedder(settings, await _ready_assets(settings, on_progress))
+        if embedder is not None:
+            stack.push_async_callback(embedder.close)
+        yield Upkeep(archive.ledger, embedder, clock or SystemClock())
 
 
 async def _ready_assets(settings: Settings, on_progress: Callable[[Progress], None]) -> AssetStore:

@@ -3,7 +3,7 @@
     AgeMemError
     ├── NotFound             no such memory, version or session in the caller's scope
     ├── InvalidOperation     the arguments cannot be carried out as given
-    ├── ScopeDenied          the caller may not act in that scope
+    ├── QuotaExceeded        the scope may not hold more
     ├── StoreError           ledger, session store or index failed
     ├── EmbeddingError       texts could not be embedded
     │   └── AssetsMissing    the model or tokenizer files are not on this machine
@@ -27,8 +27,8 @@ class InvalidOperation(AgeMemError):  # noqa: N818  as above
     """The arguments cannot be carried out as given."""
 
 
-class ScopeDenied(AgeMemError):  # noqa: N818  as above
-    """The caller may not act in that scope."""
+class QuotaExceeded(AgeMemError):  # noqa: N818  as above
+    """The scope may not hold more."""
 
 
 class StoreError(AgeMemError):

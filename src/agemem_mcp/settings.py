@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validat
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agemem_mcp.domain.context import SessionLives
+from agemem_mcp.domain.limits import Quota, Retention
 from agemem_mcp.domain.memory import check_namespace
 from agemem_mcp.domain.modes import FilterMode
 from agemem_mcp.errors import ConfigurationError, InvalidOperation
@@ -55,6 +56,20 @@ class FilterSettings(BaseModel):
     theta: float | None = Field(
         default=None, ge=0, le=1, description="Similarity from which a message is removed; default by mode."
     )
+
+
+class QuotaSettings(BaseModel):
+    """How much one namespace of one caller may hold."""
+
+    entries: int | None = Field(default=None, ge=1, description="Memories a namespace may hold; default any number.")
+    bytes: int | None = Field(
+        default=None, ge=1, description="UTF-8 bytes of texts and metadata a namespace may hold; default any number."
+    )
+
+    @property
+    def limits(self) -> Quota:
+        """The same as a rule."""
+        return Quota(self.entries, self.bytes)
 
 
 class SummarySettings(BaseModel):
@@ -118,6 +133,10 @@ class Settings(BaseSettings):
     qdrant_api_key: SecretStr | None = Field(default=None, description="Its key, if it wants one.")
     qdrant_collection: str = Field(default="agemem", min_length=1, description="Its collection.")
 
+    retention: str = Field(
+        default="", description="Life of memories by type, such as `event=30d,note=12h,*=2y`; default for ever."
+    )
+    quota: QuotaSettings = Field(default_factory=QuotaSettings)
     context: ContextSettings = Field(default_factory=ContextSettings)
     filter: FilterSettings = Field(default_factory=FilterSettings)
     summary: SummarySettings = Field(default_factory=SummarySettings)
@@ -131,6 +150,15 @@ class Settings(BaseSettings):
     @classmethod
     def _model(cls, value: str) -> str:
         return "none" if value.strip().lower() == "none" else value.strip()
+
+    @field_validator("retention")
+    @classmethod
+    def _lives(cls, value: str) -> str:
+        try:
+            Retention.parse(value)
+        except InvalidOperation as error:
+            raise ValueError(str(error)) from error
+        return value
 
     @field_validator("data_dir", "assets_dir", "embedding_path")
     @classmethod

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -117,6 +118,52 @@ def test_memories_show_and_history_tell_who_did_what(story: Told) -> None:
     assert {one["actor"] for one in history} == {"policy"}
     assert "There is no memory 'mem_none' here" in story.place.run("memories", "show", "mem_none").error()
     assert "There is no memory" in story.place.run("memories", "history", story.ids["key"], "--namespace", "b").error()
+
+
+def test_memories_duplicates_lists_what_may_be_cleaned_up_beside_a_server(place: Any, tools_of: Any) -> None:
+    async def told() -> dict[str, str]:
+        async with place.stdio() as client:
+            call = tools_of(client)
+            texts = {
+                "one": ("The key is in the kitchen drawer.", "fact"),
+                "two": ("The key is in the kitchen drawer!", "fact"),
+                "old": ("The office is in Oslo, on the third floor of the tower.", "place"),
+                "new": ("The office is in Bergen, on the third floor of the tower.", "place"),
+                "end": ("Parcel comes.", None),
+            }
+            ids: dict[str, str] = {}
+            for name, (content, memory_type) in texts.items():
+                metadata = {"expires_at": (datetime.now(UTC) + timedelta(days=2)).isoformat()} if name == "end" else {}
+                added = await call("Add_memory", content=content, memory_type=memory_type, metadata=metadata)
+                ids[name] = added["memory_id"]
+            for form in (["--json"], []):
+                done = await asyncio.to_thread(place.run, "memories", "duplicates", "--threshold", "0.97", *form)
+                outputs.append(done)
+            return ids
+
+    outputs: list[Any] = []
+    ids = asyncio.run(told())
+    found = outputs[0].json()
+    assert (found["compared"], found["by"], found["threshold"]) == (5, "words", 0.97)
+    assert [[one["memory_id"] for one in group["memories"]] for group in found["duplicates"]] == [
+        [ids["one"], ids["two"]]
+    ]
+    assert set(found["duplicates"][0]["memories"][0]) == MEMORY_FIELDS
+    assert [(one["older"]["memory_id"], one["newer"]["memory_id"]) for one in found["replaced"]] == [
+        (ids["old"], ids["new"])
+    ]
+    assert [one["memory_id"] for one in found["expiring"]] == [ids["end"]]
+    assert found["expired"] == found["unchanged"] == []
+    shown = outputs[1].out
+    for said in (
+        "5 memories compared (share of words). Nothing was changed.",
+        "Near-duplicates",
+        "Expire within a week",
+        *ids.values(),
+    ):
+        assert said in shown
+    assert "Not changed for" not in shown
+    assert place.run("memories", "duplicates", "--threshold", "2").status == 2
 
 
 def test_memories_are_deleted_and_restored(own_story: Told) -> None:

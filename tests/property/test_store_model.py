@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
@@ -93,6 +94,10 @@ class MemoryMachine(OnDisk):
         scope, memory_id = memory
         if memory_id not in self.model[scope]:
             return
+        if self._has_twin(memory, content):
+            with pytest.raises(InvalidOperation, match="has this text already"):
+                self.do(scope, "Update_memory", memory_id=memory_id, content=content)
+            return
         result = self.do(scope, "Update_memory", memory_id=memory_id, content=content)
         assert result.previous_content == self.model[scope][memory_id]
         if content != result.previous_content:
@@ -109,6 +114,10 @@ class MemoryMachine(OnDisk):
     @rule(target=memories, memory=consumes(deleted))
     def restore(self, memory: tuple[Scope, str]) -> Any:
         scope, memory_id = memory
+        if self._has_twin(memory, self.versions[memory][-1]):
+            with pytest.raises(InvalidOperation, match="has this text already"):
+                self._runner.run(self.service.long_term.restore(scope, memory_id, None, Origin()))
+            return multiple()
         record = self._runner.run(self.service.long_term.restore(scope, memory_id, None, Origin()))
         assert record.content == self.versions[memory][-1]
         self.model[scope][memory_id] = record.content
@@ -117,10 +126,19 @@ class MemoryMachine(OnDisk):
     @rule(memory=memories)
     def restore_the_first_version(self, memory: tuple[Scope, str]) -> None:
         scope, memory_id = memory
+        if self._has_twin(memory, self.versions[memory][0]):
+            with pytest.raises(InvalidOperation, match="has this text already"):
+                self._runner.run(self.service.long_term.restore(scope, memory_id, 1, Origin()))
+            return
         record = self._runner.run(self.service.long_term.restore(scope, memory_id, 1, Origin()))
         assert record.content == self.versions[memory][0]
         self.versions[memory].append(record.content)
         self.model[scope][memory_id] = record.content
+
+    def _has_twin(self, memory: tuple[Scope, str], content: str) -> bool:
+        """Whether another live memory has this text."""
+        scope, memory_id = memory
+        return any(text == content for other, text in self.model[scope].items() if other != memory_id)
 
     @rule(scope=st.sampled_from(SCOPES), word=st.sampled_from(WORDS))
     def retrieve(self, scope: Scope, word: str) -> None:
@@ -137,6 +155,9 @@ class MemoryMachine(OnDisk):
         for scope in SCOPES:
             found = self.do(scope, "Retrieve_memory", query=" ".join(WORDS), top_k=100)
             assert {hit.memory_id: hit.content for hit in found.memories} == self.model[scope]
+            sizes = [len(text.encode()) + len("{}") for text in self.model[scope].values()]
+            used = self._runner.run(self.service.long_term._ledger.usage(scope))
+            assert used == (len(sizes), sum(sizes))
 
 
 class ContextMachine(OnDisk):

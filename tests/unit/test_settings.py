@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agemem_mcp.domain.context import SessionLives
+from agemem_mcp.domain.limits import Quota
 from agemem_mcp.domain.modes import FilterMode
 from agemem_mcp.errors import ConfigurationError
 from agemem_mcp.settings import changed_settings, load_settings, setting_rows
@@ -172,3 +173,15 @@ def test_no_model_may_be_written_in_any_case(given: str) -> None:
 
 def test_another_model_is_used_with_its_folder(tmp_path: Path) -> None:
     assert load_settings(embedding="other/model", embedding_path=tmp_path).embedding_path == tmp_path
+
+
+def test_a_retention_and_a_quota_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGEMEM_RETENTION", "event=30d,note=12h")
+    monkeypatch.setenv("AGEMEM_QUOTA__ENTRIES", "1000")
+    settings = load_settings()
+    assert (settings.retention, settings.quota.limits) == ("event=30d,note=12h", Quota(entries=1000))
+    monkeypatch.setenv("AGEMEM_QUOTA__BYTES", "0")
+    assert "AGEMEM_QUOTA__BYTES: Input should be greater than or equal to 1" in refusal()
+    monkeypatch.delenv("AGEMEM_QUOTA__BYTES")
+    monkeypatch.setenv("AGEMEM_RETENTION", "event=30d,note")
+    assert "AGEMEM_RETENTION: 'note' is no retention. Write such as event=30d" in refusal()

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from agemem_mcp.adapters.ledger_schema import SCHEMA, memories, operations, properties, scopes
 from agemem_mcp.adapters.sql import from_micros, to_micros
 from agemem_mcp.adapters.sql_threads import Database
-from agemem_mcp.domain.memory import Actor, MemoryEvent, MemoryEventKind, MemoryRecord, Scope, Usage
+from agemem_mcp.domain.memory import Actor, MemoryEvent, MemoryEventKind, MemoryRecord, Scope, Usage, metadata_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -184,7 +184,7 @@ class SqliteLedger:
             return {
                 row.memory_id: _record(row)
                 for chunk in _chunks(memory_ids)
-                for row in connection.execute(_HEADS, {**_key(scope), "memory_ids": chunk})
+                for row in connection.execute(_HEADS, {**_key(scope), "memory_ids": chunk}).all()
             }
 
         return await self._database.read(work)
@@ -334,7 +334,7 @@ def _state(record: MemoryRecord) -> dict[str, Any]:
         "version": record.version,
         "content": record.content,
         "memory_type": record.memory_type,
-        "metadata": json.dumps(record.metadata, ensure_ascii=False, separators=(",", ":")),
+        "metadata": metadata_text(record.metadata),
         "created_at": to_micros(record.created_at),
         "updated_at": to_micros(record.updated_at),
         "expires_at": None if record.expires_at is None else to_micros(record.expires_at),

@@ -1,13 +1,13 @@
-"""``agemem-mcp memories``: look at long-term memory, search it, restore and delete."""
+"""``agemem-mcp memories``: look at long-term memory, search and review it, restore and delete."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agemem_mcp.app import open_archive, open_service
+from agemem_mcp.app import open_archive, open_service, open_upkeep
 from agemem_mcp.cli.output import (
     DataDir,
     Json,
@@ -17,6 +17,7 @@ from agemem_mcp.cli.output import (
     iso,
     print_json,
     print_table,
+    progress_bar,
     read_settings,
     run_async,
     shown_limit,
@@ -29,7 +30,10 @@ from agemem_mcp.errors import InvalidOperation
 from agemem_mcp.service.long_term import Origin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from agemem_mcp.domain.memory import MemoryEvent, MemoryRecord
+    from agemem_mcp.service.upkeep import Review
 
 app = typer.Typer(
     help="Look at long-term memory, search it, restore and delete.", no_args_is_help=True, rich_markup_mode=None
@@ -140,6 +144,36 @@ def history(
 
 
 @app.command()
+def duplicates(
+    data_dir: DataDir = None,
+    namespace: Namespace = None,
+    limit: Limit = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, max=1, help="Similarity of near-duplicates (0.9; without a model 0.8).", show_default=False
+        ),
+    ] = None,
+    stale_days: Annotated[int, typer.Option(min=1, max=36_500, help="Days without a change to be listed.")] = 180,
+    json: Json = False,
+) -> None:
+    """List near-duplicates, and what looks replaced, has ended, ends within a week or is long unchanged."""
+    settings, scope = read_settings(data_dir, namespace)
+
+    async def work() -> Review:
+        async with open_upkeep(settings) as upkeep:
+            with progress_bar("reading memories") as report:
+                return await upkeep.review(scope, threshold=threshold, stale=timedelta(days=stale_days), report=report)
+
+    review = run_async(work())
+    shown = shown_limit(limit, as_json=json)
+    if json:
+        print_json(_review_fields(review, shown))
+        return
+    _print_review(review, shown, stale_days)
+
+
+@app.command()
 def restore(
     memory_id: MemoryId,
     version: Annotated[int | None, typer.Option(help="Which version; the last text if left out.")] = None,
@@ -211,3 +245,68 @@ def _event_fields(event: MemoryEvent) -> dict[str, Any]:
         "at": iso(event.at),
         **_fields(event.record),
     }
+
+
+def _review_fields(review: Review, shown: int | None) -> dict[str, Any]:
+    return {
+        "compared": review.compared,
+        "by": review.by,
+        "threshold": review.threshold,
+        "duplicates": [
+            {"similarity": round(group.similarity, 4), "memories": [_fields(one) for one in group.memories]}
+            for group in review.duplicates[:shown]
+        ],
+        "replaced": [
+            {"similarity": round(one.similarity, 4), "older": _fields(one.older), "newer": _fields(one.newer)}
+            for one in review.replaced[:shown]
+        ],
+        "expired": [_fields(one) for one in review.expired[:shown]],
+        "expiring": [_fields(one) for one in review.expiring[:shown]],
+        "unchanged": [_fields(one) for one in review.unchanged[:shown]],
+    }
+
+
+def _print_review(review: Review, shown: int | None, stale_days: int) -> None:
+    """Print a review for people: a section for each kind of finding, and none for what was not found."""
+    measure = "cosine" if review.by == "meaning" else "share of words"
+    typer.echo(f"{review.compared:,} memories compared ({measure}). Nothing was changed.")
+    groups = [
+        [(f"{group.similarity:.2f}" if one is group.memories[0] else "", *_row(one)) for one in group.memories]
+        for group in review.duplicates[:shown]
+    ]
+    _print_section(
+        f"Near-duplicates, oldest first ({measure} from {review.threshold:g})",
+        ("", "id", "changed", "content"),
+        [row for group in groups for row in group],
+        len(review.duplicates) - len(groups),
+    )
+    replaced = [
+        (f"{one.similarity:.2f}", *_row(one.older), one.newer.memory_id, preview(one.newer.content, 60))
+        for one in review.replaced
+    ]
+    _print_section(
+        "Perhaps replaced by a later one of the same title and type",
+        ("", "id", "changed", "content", "by", "which says"),
+        replaced[:shown],
+        len(replaced[shown:]) if shown else 0,
+    )
+    for title, records in (
+        ("Expired", review.expired),
+        ("Expire within a week", review.expiring),
+        (f"Not changed for {stale_days} days", review.unchanged),
+    ):
+        rows = [(*_row(one), "" if one.expires_at is None else when(one.expires_at)) for one in records[:shown]]
+        _print_section(title, ("id", "changed", "content", "ends"), rows, len(records) - len(rows))
+
+
+def _row(record: MemoryRecord) -> tuple[str, str, str]:
+    return record.memory_id, when(record.updated_at), preview(record.content, 60)
+
+
+def _print_section(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], more: int) -> None:
+    if not rows:
+        return
+    typer.secho(f"\n{title}", bold=True)
+    print_table(columns, rows, empty="")
+    if more:
+        typer.echo(f"… and {more:,} more (--limit)")

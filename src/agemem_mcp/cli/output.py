@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
@@ -17,7 +18,7 @@ from agemem_mcp.domain.memory import Scope
 from agemem_mcp.settings import load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Generator, Sequence
     from datetime import datetime
 
     from rich.console import Console
@@ -119,6 +120,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     console().print(table)
+
+
+@contextmanager
+def progress_bar(what: str) -> Generator[Callable[[int, int], None]]:
+    """A bar on stderr for work that may take long; what it yields is told how much is done, and of how much."""
+    from rich.progress import Progress  # noqa: PLC0415  as above
+
+    with Progress(console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def when(moment: datetime) -> str:

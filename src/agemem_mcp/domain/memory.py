@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -82,6 +83,11 @@ class MemoryEventKind(StrEnum):
     RESTORE = "restore"
 
 
+def metadata_text(metadata: Metadata) -> str:
+    """Metadata as it is stored."""
+    return json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryRecord:
     """The current state of one long-term memory."""
@@ -103,6 +109,11 @@ class MemoryRecord:
     def is_live(self, now: datetime) -> bool:
         """Whether the entry can be retrieved at ``now``: neither deleted nor expired."""
         return not self.deleted and (self.expires_at is None or self.expires_at > now)
+
+    @property
+    def bytes(self) -> int:
+        """What it counts for in its scope's usage: text and metadata in UTF-8."""
+        return len(self.content.encode()) + len(metadata_text(self.metadata).encode())
 
 
 @dataclass(frozen=True, slots=True)

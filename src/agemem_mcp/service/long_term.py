@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from agemem_mcp.domain.facets import conditions_from
+from agemem_mcp.domain.limits import Quota, Retention
 from agemem_mcp.domain.memory import (
     Actor,
     MemoryEventKind,
@@ -17,17 +17,19 @@ from agemem_mcp.domain.memory import (
     MemoryRecord,
 )
 from agemem_mcp.domain.results import AddResult, DeleteResult, SimilarMemory, UpdateResult
-from agemem_mcp.domain.text import check_json, digest
+from agemem_mcp.domain.text import digest
 from agemem_mcp.errors import InvalidOperation, NotFound, StoreError
 from agemem_mcp.service.archive import no_such_memory
 from agemem_mcp.service.indexing import indexed_text
 from agemem_mcp.service.long_text import embed_whole
 from agemem_mcp.service.retrieval import CANDIDATES, Retriever
+from agemem_mcp.service.versions import Versions, without_nulls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
-    from agemem_mcp.domain.memory import MemoryEvent, Metadata, Scope, ScoredMemory, VectorD
+    from agemem_mcp.domain.memory import Scope, ScoredMemory, VectorD
     from agemem_mcp.domain.operations import AddMemory, DeleteMemory, UpdateMemory
     from agemem_mcp.domain.ports import Clock, Embedder, IdSource, Ledger, LedgerTransaction, MemoryIndex
     from agemem_mcp.service.indexing import Indexer
@@ -68,6 +70,8 @@ class LongTermMemory:
         clock: Clock,
         ids: IdSource,
         half_life: timedelta | None = None,
+        retention: Retention = Retention(),  # noqa: B008  frozen
+        quota: Quota = Quota(),  # noqa: B008  frozen
     ) -> None:
         self._ledger = ledger
         self._index = index
@@ -76,6 +80,8 @@ class LongTermMemory:
         self._clock = clock
         self._ids = ids
         self._retriever = Retriever(ledger, index, half_life=half_life)
+        self._versions = Versions(clock, retention)
+        self._quota = quota
 
     @property
     def lexical_only(self) -> bool:
@@ -87,33 +93,23 @@ class LongTermMemory:
 
         Raises:
             InvalidOperation: ``metadata.expires_at`` is not a time to come.
+            QuotaExceeded: the scope may not hold more.
             EmbeddingError: the text could not be embedded; nothing was stored.
         """
-        metadata = {key: value for key, value in operation.metadata.items() if value is not None}
-        expires_at = self._expiry(metadata)
-        vector = await self._embed(indexed_text(operation.content, metadata))
+        metadata = without_nulls(operation.metadata)
+        self._versions.given_end(metadata)
+        vector = await self._embed(indexed_text(operation.content, dict(metadata)))
         near = await self._near(scope, operation.content, vector)
         fingerprint = digest(operation.content)
 
         def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, bool, int]:
             existing = ledger.head_by_digest(scope, fingerprint)
             if existing is not None:
-                return self._merge_duplicate(ledger, existing, operation.memory_type, metadata, origin)
-            now = self._clock.now()
-            record = MemoryRecord(
-                scope=scope,
-                memory_id=self._new_id(ledger, scope),
-                version=1,
-                content=operation.content,
-                memory_type=operation.memory_type,
-                metadata=metadata,
-                created_at=now,
-                updated_at=now,
-                expires_at=expires_at,
-                follows=_just_before(ledger, scope, origin.writer, now),
-            )
-            event = _append(ledger, MemoryEventKind.ADD, record, origin)
-            return record, False, event.seq
+                record = self._versions.repeated(existing, operation)
+                return record, True, self._put(ledger, MemoryEventKind.UPDATE, existing, record, origin)
+            follows = _just_before(ledger, scope, origin.writer, self._clock.now())
+            record = self._versions.first(scope, self._new_id(ledger, scope), operation, follows)
+            return record, False, self._put(ledger, MemoryEventKind.ADD, None, record, origin)
 
         record, duplicate, seq = await self._ledger.write(work)
         await self._indexer.try_catch_up(seq)
@@ -130,7 +126,8 @@ class LongTermMemory:
 
         Raises:
             NotFound: the scope holds no such memory, or it was deleted or has expired.
-            InvalidOperation: the merged metadata cannot be stored.
+            InvalidOperation: the merged metadata cannot be stored, or another memory has this text already.
+            QuotaExceeded: the scope may not hold more.
             EmbeddingError: the text could not be embedded; nothing was changed.
         """
         # Embedded before it is stored (the index then finds it in the embedder's cache): a model that fails must
@@ -141,11 +138,8 @@ class LongTermMemory:
 
         def work(ledger: LedgerTransaction) -> tuple[MemoryRecord, MemoryRecord, int]:
             before = self._live(ledger, scope, operation.memory_id)
-            after = self._changed(before, content=operation.content, metadata=operation.metadata)
-            if after is before:
-                return before, before, 0
-            event = _append(ledger, MemoryEventKind.UPDATE, after, origin)
-            return before, after, event.seq
+            after = self._versions.changed(before, content=operation.content, metadata=operation.metadata)
+            return before, after, self._put(ledger, MemoryEventKind.UPDATE, before, after, origin)
 
         before, after, seq = await self._ledger.write(work)
         await self._indexer.try_catch_up(seq)
@@ -169,9 +163,7 @@ class LongTermMemory:
 
         def work(ledger: LedgerTransaction) -> int:
             before = self._live(ledger, scope, operation.memory_id)
-            after = replace(before, version=before.version + 1, updated_at=self._clock.now(), deleted=True)
-            event = _append(ledger, MemoryEventKind.DELETE, after, origin)
-            return event.seq
+            return self._put(ledger, MemoryEventKind.DELETE, before, self._versions.deleted(before), origin)
 
         await self._indexer.try_catch_up(await self._ledger.write(work))
         return DeleteResult(memory_id=operation.memory_id, deleted=True)
@@ -206,6 +198,8 @@ class LongTermMemory:
 
         Raises:
             NotFound: the scope never held the memory or that version of it.
+            InvalidOperation: another memory has this text already.
+            QuotaExceeded: the scope may not hold more.
         """
         versions = {event.record.version: event.record for event in await self._ledger.history(scope, memory_id)}
         if not versions:
@@ -220,81 +214,44 @@ class LongTermMemory:
             head = ledger.head(scope, memory_id)
             if head is None:
                 raise no_such_memory(memory_id)
-            after = self._revived(head, chosen)
-            if after is head:
-                return head, 0
-            event = _append(ledger, MemoryEventKind.RESTORE, after, origin)
-            return after, event.seq
+            after = self._versions.revived(head, chosen)
+            return after, self._put(ledger, MemoryEventKind.RESTORE, head, after, origin)
 
         record, seq = await self._ledger.write(work)
         await self._indexer.try_catch_up(seq)
         return record
 
-    def _merge_duplicate(
+    def _put(
         self,
         ledger: LedgerTransaction,
-        existing: MemoryRecord,
-        memory_type: str | None,
-        metadata: Metadata,
+        kind: MemoryEventKind,
+        before: MemoryRecord | None,
+        after: MemoryRecord,
         origin: Origin,
-    ) -> tuple[MemoryRecord, bool, int]:
-        if existing.expires_at is not None and "expires_at" not in metadata:
-            # Asked to remember without an end what was to end: it must not vanish unannounced.
-            metadata = {**metadata, "expires_at": None}
-        merged = self._changed(existing, content=existing.content, metadata=metadata, memory_type=memory_type)
-        if merged is existing:
-            return existing, True, 0
-        event = _append(ledger, MemoryEventKind.UPDATE, merged, origin)
-        return merged, True, event.seq
-
-    def _changed(
-        self, before: MemoryRecord, *, content: str, metadata: Metadata, memory_type: str | None = None
-    ) -> MemoryRecord:
-        """The next version with metadata merged in (a null removes a key), or ``before`` if nothing differs."""
-        merged = {key: value for key, value in {**before.metadata, **metadata}.items() if value is not None}
-        after = replace(
-            before,
-            content=content,
-            metadata=check_json(merged, "The merged metadata"),
-            memory_type=memory_type if memory_type is not None else before.memory_type,
-            expires_at=self._expiry(merged) if "expires_at" in metadata else before.expires_at,
+    ) -> int:
+        """Append the next state of a memory, if it is one and may be; returns its position, 0 without a change."""
+        if after is before:
+            return 0
+        fingerprint = digest(after.content)
+        if not after.deleted:
+            now = self._clock.now()
+            was_live = before is not None and before.is_live(now)
+            if before is not None and not (was_live and digest(before.content) == fingerprint):
+                _refuse_twin(ledger.head_by_digest(after.scope, fingerprint), after)
+            if self._quota.limits:
+                held = before.bytes if before is not None and was_live else 0
+                used = ledger.usage(after.scope, now)
+                growth = {"entries": int(not was_live), "bytes_": after.bytes - held}
+                self._quota.check(after.scope.namespace, used, **growth)
+        event = ledger.append(
+            kind,
+            after,
+            digest=fingerprint,
+            actor=origin.actor,
+            session_id=origin.session_id,
+            writer=origin.writer,
         )
-        if _same(before, after):
-            return before
-        return replace(after, version=before.version + 1, updated_at=self._clock.now())
-
-    def _revived(self, head: MemoryRecord, chosen: MemoryRecord) -> MemoryRecord:
-        """The next version with the state of ``chosen``, or ``head`` if nothing differs."""
-        now = self._clock.now()
-        metadata, expires_at = dict(chosen.metadata), chosen.expires_at
-        if expires_at is not None and expires_at <= now:
-            # Restored with its old end it would be gone again at once.
-            metadata.pop("expires_at", None)
-            expires_at = None
-        after = replace(
-            head,
-            content=chosen.content,
-            metadata=metadata,
-            memory_type=chosen.memory_type,
-            expires_at=expires_at,
-            deleted=False,
-        )
-        return head if _same(head, after) else replace(after, version=head.version + 1, updated_at=now)
-
-    def _expiry(self, metadata: Mapping[str, object]) -> datetime | None:
-        wanted = metadata.get("expires_at")
-        if wanted is None:
-            return None
-        try:
-            moment = datetime.fromisoformat(str(wanted).strip())
-            moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-        except (ValueError, OverflowError) as error:
-            msg = f"metadata.expires_at must be an ISO time such as 2027-01-31T12:00:00Z, not {wanted!r}."
-            raise InvalidOperation(msg) from error
-        if moment <= self._clock.now():
-            msg = f"metadata.expires_at {wanted} has already passed. Give a time to come, or leave it out."
-            raise InvalidOperation(msg)
-        return moment
+        return event.seq
 
     def _new_id(self, ledger: LedgerTransaction, scope: Scope) -> str:
         created = ledger.created_in_scope(scope)
@@ -343,27 +300,20 @@ class LongTermMemory:
         ]
 
 
-def _same(one: MemoryRecord, other: MemoryRecord) -> bool:
-    """Whether nothing differs, also where Python sees no difference: between ``true`` and ``1``."""
-    spelled = (json.dumps(record.metadata, sort_keys=True) for record in (one, other))
-    return one == other and next(spelled) == next(spelled)
-
-
-def _append(ledger: LedgerTransaction, kind: MemoryEventKind, record: MemoryRecord, origin: Origin) -> MemoryEvent:
-    return ledger.append(
-        kind,
-        record,
-        digest=digest(record.content),
-        actor=origin.actor,
-        session_id=origin.session_id,
-        writer=origin.writer,
-    )
-
-
 def _just_before(ledger: LedgerTransaction, scope: Scope, writer: str | None, now: datetime) -> str | None:
     """The memory that the writer stored just before ``now``, unless too long ago to belong together."""
     last = None if writer is None else ledger.last_added(scope, writer)
     return None if last is None or now - last[1] > NEIGHBOUR_GAP else last[0]
+
+
+def _refuse_twin(twin: MemoryRecord | None, after: MemoryRecord) -> None:
+    """Two live memories with one text would both be shown, and an Add could not tell which one it repeats."""
+    if twin is not None:
+        msg = (
+            f"{after.memory_id} was not changed: memory {twin.memory_id} has this text already. Use that one, and "
+            f"delete {after.memory_id} if it is no longer needed; or delete {twin.memory_id} first and call again."
+        )
+        raise InvalidOperation(msg)
 
 
 def _shared_words(first: str, second: str) -> float:
