@@ -59,11 +59,13 @@ class Retriever:
         if any(title_of(record.metadata) is not None for record in records.values()):
             await self._read(query, ids[:_LINKED], set(ids), records)
         hits = self._ranked(candidates, records, neighbours, query.now)
-        if len(_distinct(hits, top_k)) < min(top_k, len(ids)):
+        distinct = _distinct(hits, top_k)
+        if len(distinct) < top_k and len(ids) > wanted:
             # Some have expired, or say the same: what comes after them is wanted as well.
             await self._read(query, ids, set(ids), records)
             hits = self._ranked(candidates, records, neighbours, query.now)
-        return _repeats_last(hits, top_k)
+            distinct = _distinct(hits, top_k)
+        return _repeats_last(distinct, hits, top_k)
 
     async def _read(
         self, query: MemoryQuery, memory_ids: Collection[str], found: Collection[str], records: dict[str, MemoryRecord]
@@ -107,9 +109,8 @@ def _distinct(hits: Sequence[ScoredMemory], top_k: int) -> list[ScoredMemory]:
     return list(first.values())
 
 
-def _repeats_last(hits: Sequence[ScoredMemory], top_k: int) -> list[ScoredMemory]:
+def _repeats_last(distinct: list[ScoredMemory], hits: Sequence[ScoredMemory], top_k: int) -> list[ScoredMemory]:
     """The first ``top_k`` hits; those that only repeat a better one come after all others, with no better a score."""
-    distinct = _distinct(hits, top_k)
     if len(distinct) in (top_k, len(hits)):
         return distinct
     kept = {hit.record.memory_id for hit in distinct}
