@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -127,6 +128,7 @@ async def open_service(
             embedder=embedder,
             clock=clock,
             ids=ids,
+            half_life=None if settings.recency_days is None else timedelta(days=settings.recency_days),
             retention=Retention.parse(settings.retention),
             quota=settings.quota.limits,
         )

@@ -148,6 +148,13 @@ class Settings(BaseSettings):
     )
     embedding_threads: int | None = Field(default=None, ge=1, description="Threads for embedding; default all cores.")
 
+    recency_days: float | None = Field(
+        default=None,
+        gt=0,
+        le=36500,
+        description="Half-life of the bonus for newer memories in a search; none by default.",
+    )
+
     qdrant_url: str | None = Field(default=None, description="A Qdrant server or cluster instead of the embedded one.")
     qdrant_api_key: SecretStr | None = Field(default=None, description="Its key, if it wants one.")
     qdrant_collection: str = Field(default="agemem", min_length=1, description="Its collection.")

@@ -67,6 +67,28 @@ def conditions_from(metadata_filter: Mapping[str, Any]) -> tuple[Condition, ...]
     return tuple(_compile("", metadata_filter))
 
 
+def satisfies(record: MemoryRecord, conditions: tuple[Condition, ...]) -> bool:
+    """Whether an entry meets all conditions, as an index would say."""
+    if not conditions:
+        return True
+    facets, numbers = set(facets_of(record)), numbers_of(record)
+    return all(
+        not facets.isdisjoint(one.facets) if isinstance(one, AnyOf) else _within(numbers.get(one.key), one)
+        for one in conditions
+    )
+
+
+def _within(number: float | None, bounds: Range) -> bool:
+    return number is not None and all(
+        (
+            bounds.gt is None or number > bounds.gt,
+            bounds.gte is None or number >= bounds.gte,
+            bounds.lt is None or number < bounds.lt,
+            bounds.lte is None or number <= bounds.lte,
+        )
+    )
+
+
 def _compile(prefix: str, node: Mapping[str, Any]) -> Iterator[Condition]:
     for name, wanted in node.items():
         key = f"{prefix}{name}"

@@ -6,13 +6,14 @@ import json
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pydantic import JsonValue
 
 from agemem_mcp.errors import InvalidOperation
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     """N embeddings of D dimensions, unit length each."""
 
 Metadata: TypeAlias = dict[str, JsonValue]
+
+FoundBy: TypeAlias = Literal["dense", "lexical", "neighbour", "link"]
 
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}")
@@ -63,6 +66,12 @@ class Scope:
     def key(self) -> str:
         """One string per scope; the separator cannot occur in either part."""
         return f"{self.principal}\x1f{self.namespace}"
+
+
+def title_of(metadata: Mapping[str, object]) -> str | None:
+    """The title that leads a memory's text in the index, if its metadata has one."""
+    title = metadata.get("title")
+    return title if isinstance(title, str) and title.strip() else None
 
 
 class MemoryEventKind(StrEnum):
@@ -202,7 +211,9 @@ class ScoreLists:
 
 @dataclass(frozen=True, slots=True)
 class ScoredMemory:
-    """A retrieved memory and its fused score, 0 to 1."""
+    """A retrieved memory and its score, 0 to 1."""
 
     record: MemoryRecord
     score: float
+    found_by: tuple[FoundBy, ...]
+    """How it was found; the meanings are those of :class:`~agemem_mcp.domain.results.RetrievedMemory`."""

@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agemem_mcp.domain.memory import FoundBy
+
 
 class ContextInfo(BaseModel):
     """How full a session's context is."""
@@ -73,6 +75,16 @@ class RetrievedMemory(BaseModel):
     memory_type: str | None
     metadata: dict[str, Any]
     score: float
+    """0 to 1. Near 0: nothing here is about the query."""
+    found_by: list[FoundBy]
+    """Why it is here, none or more of:
+
+    * ``dense``: its meaning is closer to the query's than that of unrelated texts (cosine above 0.2).
+    * ``lexical``: it shares a word with the query, after stemming, common words aside.
+    * ``neighbour``: it was stored just before or after a hit that scores better than it does by itself, by the
+      same writer, and is carried by that.
+    * ``link``: its title is named in the text of such a hit.
+    """
     created_at: datetime
     updated_at: datetime
 

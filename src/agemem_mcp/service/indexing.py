@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agemem_mcp.domain.memory import IndexEntry
+from agemem_mcp.domain.memory import IndexEntry, title_of
 from agemem_mcp.errors import AgeMemError
+from agemem_mcp.service.long_text import embed_whole
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from agemem_mcp.domain.memory import MemoryRecord
     from agemem_mcp.domain.ports import Embedder, Ledger, MemoryIndex
@@ -29,14 +30,14 @@ FLUSH_INTERVAL_S = 5.0
 _MOST_INTERVALS = 6
 
 
-def indexed_text(content: str, metadata: dict[str, object]) -> str:
+def indexed_text(content: str, metadata: Mapping[str, object]) -> str:
     """What is embedded and searched for words: the text, led by its title if the metadata has one.
 
     A sentence such as "He was born in 1970." is found by its title alone: on 100 HotpotQA questions
     this raises dense recall@10 of supporting sentences from .679 to .708 (``benchmarks/README.md``).
     """
-    title = metadata.get("title")
-    return f"{title}. {content}" if isinstance(title, str) and title.strip() else content
+    title = title_of(metadata)
+    return content if title is None else f"{title}. {content}"
 
 
 async def entries_of(heads: Sequence[MemoryRecord], embedder: Embedder | None) -> list[IndexEntry]:
@@ -47,8 +48,8 @@ async def entries_of(heads: Sequence[MemoryRecord], embedder: Embedder | None) -
         EmbeddingError: the model failed.
     """
     live = [head for head in heads if not head.deleted]
-    texts = [indexed_text(head.content, dict(head.metadata)) for head in live]
-    vectors = None if embedder is None or not live else await embedder.embed(texts)
+    texts = [indexed_text(head.content, head.metadata) for head in live]
+    vectors = None if embedder is None or not live else await embed_whole(embedder, texts)
     return [
         IndexEntry(record=head, text=text, vector_D=None if vectors is None else vectors[row])
         for row, (head, text) in enumerate(zip(live, texts, strict=True))

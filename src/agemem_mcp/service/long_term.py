@@ -15,30 +15,30 @@ from agemem_mcp.domain.memory import (
     MemoryEventKind,
     MemoryQuery,
     MemoryRecord,
-    ScoredMemory,
 )
 from agemem_mcp.domain.results import AddResult, DeleteResult, SimilarMemory, UpdateResult
 from agemem_mcp.domain.text import digest
 from agemem_mcp.errors import InvalidOperation, NotFound, StoreError
 from agemem_mcp.service.archive import no_such_memory
-from agemem_mcp.service.fusion import fuse
-from agemem_mcp.service.indexing import Indexer, indexed_text
+from agemem_mcp.service.indexing import indexed_text
+from agemem_mcp.service.long_text import embed_whole
+from agemem_mcp.service.retrieval import CANDIDATES, Retriever
 from agemem_mcp.service.versions import Versions, without_nulls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from agemem_mcp.domain.memory import Scope, VectorD
+    from agemem_mcp.domain.memory import Scope, ScoredMemory, VectorD
     from agemem_mcp.domain.operations import AddMemory, DeleteMemory, UpdateMemory
     from agemem_mcp.domain.ports import Clock, Embedder, IdSource, Ledger, LedgerTransaction, MemoryIndex
+    from agemem_mcp.service.indexing import Indexer
 
 log = structlog.get_logger(__name__)
 
 NEIGHBOUR_GAP = timedelta(minutes=10)
 """How long after a memory of the same writer the next one still belongs to it."""
 
-_CANDIDATES = 100
 _SIMILAR_SHOWN = 3
 _SIMILAR_COSINE = 0.6
 """MiniLM: paraphrases and changed versions of one fact lie above, other facts on the topic mostly below."""
@@ -69,6 +69,7 @@ class LongTermMemory:
         embedder: Embedder | None,
         clock: Clock,
         ids: IdSource,
+        half_life: timedelta | None = None,
         retention: Retention = Retention(),  # noqa: B008  frozen
         quota: Quota = Quota(),  # noqa: B008  frozen
     ) -> None:
@@ -78,6 +79,7 @@ class LongTermMemory:
         self._embedder = embedder
         self._clock = clock
         self._ids = ids
+        self._retriever = Retriever(ledger, index, half_life=half_life)
         self._versions = Versions(clock, retention)
         self._quota = quota
 
@@ -169,7 +171,7 @@ class LongTermMemory:
     async def search(
         self, scope: Scope, query: str, *, top_k: int, metadata_filter: Mapping[str, Any]
     ) -> list[ScoredMemory]:
-        """Find memories by meaning and words, best first.
+        """Find memories by meaning, words and what good hits point to, best first.
 
         Raises:
             InvalidOperation: the filter cannot be read.
@@ -177,20 +179,15 @@ class LongTermMemory:
         """
         conditions = conditions_from(metadata_filter)
         await self._indexer.catch_up(await self._ledger.last_seq())
-        lists = await self._index.search(
-            MemoryQuery(
-                scope=scope,
-                text=query,
-                vector_D=await self._embed(query),
-                limit=max(_CANDIDATES, top_k),
-                now=self._clock.now(),
-                conditions=conditions,
-            )
+        wanted = MemoryQuery(
+            scope=scope,
+            text=query,
+            vector_D=await self._embed(query),
+            limit=max(CANDIDATES, top_k),
+            now=self._clock.now(),
+            conditions=conditions,
         )
-        ranked = fuse(lists)
-        heads = await self._live_heads(scope, [memory_id for memory_id, _ in ranked[: top_k + _CANDIDATES]])
-        hits = [ScoredMemory(heads[memory_id], score) for memory_id, score in ranked if memory_id in heads]
-        return hits[:top_k]
+        return await self._retriever.find(wanted, top_k=top_k)
 
     async def count(self) -> int:
         """Number of entries the index holds, over all scopes."""
@@ -280,7 +277,7 @@ class LongTermMemory:
         return {memory_id: head for memory_id, head in heads.items() if head.is_live(now)}
 
     async def _embed(self, text: str) -> VectorD | None:
-        return None if self._embedder is None else (await self._embedder.embed([text]))[0]
+        return None if self._embedder is None else (await embed_whole(self._embedder, [text]))[0]
 
     async def _near(self, scope: Scope, content: str, vector: VectorD | None) -> list[SimilarMemory]:
         """Existing memories close to a text: by cosine, or by shared words where there is no model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agemem_mcp.domain.memory import title_of
 from agemem_mcp.domain.operations import (
     AddMemory,
     AppendContext,
@@ -91,10 +92,10 @@ def retrieved_text(memories: Sequence[RetrievedMemory]) -> str:
 
 
 def _line(memory: RetrievedMemory) -> str:
-    title = memory.metadata.get("title")
+    title = title_of(memory.metadata)
     about = [memory.updated_at.date().isoformat()]
     about += [memory.memory_type] if memory.memory_type else []
-    about += [title] if isinstance(title, str) and title.strip() else []
+    about += [] if title is None else [title]
     return f"[{memory.memory_id}] ({', '.join(about)}) {memory.content}"
 
 
@@ -106,6 +107,7 @@ def _shown(hit: ScoredMemory) -> RetrievedMemory:
         memory_type=record.memory_type,
         metadata=record.metadata,
         score=round(hit.score, 4),
+        found_by=list(hit.found_by),
         created_at=record.created_at,
         updated_at=record.updated_at,
     )

@@ -45,6 +45,7 @@ def hit(memory_id: str, content: str, score: float) -> RetrievedMemory:
         memory_type=None,
         metadata={},
         score=score,
+        found_by=["dense"],
         created_at=NOW,
         updated_at=NOW,
     )
