@@ -18,11 +18,12 @@ from agemem_mcp.service.gate import Progress, ServiceGate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+    from contextlib import AbstractAsyncContextManager
 
     from agemem_mcp.adapters.assets import AssetProgress, AssetStore
     from agemem_mcp.adapters.data_folder import DataFolder
-    from agemem_mcp.adapters.embedding import FastEmbedEmbedder
     from agemem_mcp.adapters.ledger import SqliteLedger
+    from agemem_mcp.adapters.models import Models
     from agemem_mcp.adapters.sessions import SqliteSessionStore
     from agemem_mcp.domain.ports import Clock, Embedder, IdSource, MemoryIndex, Summarizer, TokenCounter
     from agemem_mcp.service.archive import MemoryArchive, SessionArchive
@@ -51,12 +52,13 @@ def needed_assets(settings: Settings) -> list[str]:
 
 
 @asynccontextmanager
-async def open_service(
+async def open_service(  # noqa: PLR0913  what tests, training and owners set
     settings: Settings,
     *,
     clock: Clock | None = None,
     ids: IdSource | None = None,
     locked: bool = False,
+    rebuild_index: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> AsyncGenerator[MemoryService]:
     """Open everything the settings name; close and flush it on exit.
@@ -64,6 +66,7 @@ async def open_service(
     Args:
         settings: what to open.
         locked: the caller holds the data folder's lock.
+        rebuild_index: fill the index anew from the ledger, whatever model it was made with.
         clock: another clock than the system's, for tests and training.
         ids: another source of ids than the settings', for tests and training.
         on_progress: called, perhaps from another thread, while files are being fetched.
@@ -80,7 +83,9 @@ async def open_service(
     from agemem_mcp.service.current_embedder import CurrentEmbedder
     from agemem_mcp.service.indexing import Indexer
     from agemem_mcp.service.long_term import LongTermMemory
+    from agemem_mcp.service.maintenance import Maintenance
     from agemem_mcp.service.memory_service import MemoryService
+    from agemem_mcp.service.reindexing import Reindexer
     from agemem_mcp.service.relevance import DEFAULT_THETA
     from agemem_mcp.service.sessions import SessionRules, Sessions
     from agemem_mcp.service.short_term import ShortTermMemory
@@ -95,10 +100,9 @@ async def open_service(
             stack.callback(folder.lock().release)
         store = await _ready_assets(settings, on_progress)
         tokens = await asyncio.to_thread(load_token_counter, settings.context.tokenizer, store.tiktoken_dir)
-        model = _embedder(settings, store)
-        if model is not None:
-            stack.push_async_callback(model.close)
-        embedder = None if model is None else CurrentEmbedder(model)
+        models = _models(settings, store)
+        stack.push_async_callback(models.close)
+        embedder = None if models.present is None else CurrentEmbedder(models.present)
         mode = FilterMode.LEXICAL if embedder is None else settings.filter.mode
         rules = SessionRules(budget_tokens=settings.context.budget_tokens, lives=settings.context.lives)
         desk = Sessions(tokens=tokens, clock=clock, ids=ids, rules=rules)
@@ -106,8 +110,10 @@ async def open_service(
         stack.push_async_callback(ledger.close)
         sessions = await SqliteSessionStore.open(folder.sessions)
         stack.push_async_callback(sessions.close)
-        index = await _open_index(settings, folder, ledger, embedder)
+        index = await _open_index(settings, folder, ledger, embedder, rebuild=rebuild_index)
         stack.push_async_callback(index.close)
+        if rebuild_index:
+            await index.clear()
         indexer = Indexer(ledger, index, embedder)
         await indexer.start()
         stack.push_async_callback(indexer.close)
@@ -134,7 +140,9 @@ async def open_service(
         )
         purger = asyncio.create_task(_purge_now_and_then(short_term.purge_expired))
         stack.push_async_callback(_cancelled, purger)
-        yield MemoryService(long_term=long_term, short_term=short_term)
+        reindexer = Reindexer(ledger=ledger, index=index, indexer=indexer, embedder=embedder)
+        maintenance = Maintenance(ledger, index, indexer, reindexer, models.exchanged)
+        yield MemoryService(long_term=long_term, short_term=short_term, maintenance=maintenance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +196,9 @@ async def open_upkeep(
     from agemem_mcp.service.upkeep import Upkeep
 
     async with open_archive(settings) as archive, AsyncExitStack() as stack:
-        embedder = _embedder(settings, await _ready_assets(settings, on_progress))
-        if embedder is not None:
-            stack.push_async_callback(embedder.close)
-        yield Upkeep(archive.ledger, embedder, clock or SystemClock())
+        models = _models(settings, await _ready_assets(settings, on_progress))
+        stack.push_async_callback(models.close)
+        yield Upkeep(archive.ledger, models.present, clock or SystemClock())
 
 
 async def _ready_assets(settings: Settings, on_progress: Callable[[Progress], None]) -> AssetStore:
@@ -215,16 +222,14 @@ async def _ready_assets(settings: Settings, on_progress: Callable[[Progress], No
     return store
 
 
-def _embedder(settings: Settings, store: AssetStore) -> FastEmbedEmbedder | None:
-    if settings.embedding == "none":
-        return None
-    from agemem_mcp.adapters.embedding import FastEmbedEmbedder
+def _models(settings: Settings, store: AssetStore) -> Models:
+    """The embedding model of the settings, which can be exchanged for another."""
+    from agemem_mcp.adapters.models import Models
 
-    return FastEmbedEmbedder(
-        settings.embedding_path or store.model_dir,
-        model_name=settings.embedding,
-        threads=settings.embedding_threads,
-    )
+    models = Models(store.model_dir, threads=settings.embedding_threads)
+    folder = None if settings.embedding_path is None else str(settings.embedding_path)
+    models.present = models.make(settings.embedding, folder)
+    return models
 
 
 def _summarizers(settings: Settings, tokens: TokenCounter, stack: AsyncExitStack) -> list[Summarizer]:
@@ -240,7 +245,7 @@ def _summarizers(settings: Settings, tokens: TokenCounter, stack: AsyncExitStack
 
 
 async def _open_index(
-    settings: Settings, folder: DataFolder, ledger: SqliteLedger, embedder: Embedder | None
+    settings: Settings, folder: DataFolder, ledger: SqliteLedger, embedder: Embedder | None, *, rebuild: bool
 ) -> MemoryIndex:
     ledger_id = await ledger.ledger_id()
     dimensions = None if embedder is None else embedder.dimensions
@@ -248,7 +253,11 @@ async def _open_index(
         from agemem_mcp.adapters.qdrant_edge import QdrantEdgeIndex
 
         return await QdrantEdgeIndex.open(
-            folder.index, embedding=settings.embedding, dimensions=dimensions, ledger_id=ledger_id
+            folder.index,
+            embedding=settings.embedding,
+            dimensions=dimensions,
+            ledger_id=ledger_id,
+            rebuild=rebuild,
         )
     from agemem_mcp.adapters.qdrant_remote import QdrantRemoteIndex
 
@@ -297,13 +306,8 @@ def owned(settings: Settings) -> Generator[bool]:
         lock.release()
 
 
-def service_gate(settings: Settings, *, locked: bool = False) -> ServiceGate:
-    """A gate to the service of these settings, not yet opened.
-
-    Args:
-        settings: what to open.
-        locked: the caller holds the data folder's lock.
-    """
+def service_gate(settings: Settings, *, locked: bool = False, rebuild_index: bool = False) -> ServiceGate:
+    """A gate to the service of these settings, not yet opened; see :func:`open_service`."""
 
     def load() -> None:
         index = "qdrant_edge" if settings.qdrant_url is None else "qdrant_remote"
@@ -311,5 +315,8 @@ def service_gate(settings: Settings, *, locked: bool = False) -> ServiceGate:
             import_module(f"agemem_mcp.adapters.{module}")
         import_module("agemem_mcp.service.memory_service")
 
+    def open_(note: Callable[[Progress], None]) -> AbstractAsyncContextManager[MemoryService]:
+        return open_service(settings, locked=locked, rebuild_index=rebuild_index, on_progress=note)
+
     # Loading takes the better part of a second: in a thread it holds up nobody's handshake.
-    return ServiceGate(lambda note: open_service(settings, locked=locked, on_progress=note), prepare=load)
+    return ServiceGate(open_, prepare=load)

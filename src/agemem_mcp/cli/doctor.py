@@ -13,6 +13,7 @@ import typer
 from agemem_mcp._version import __version__
 from agemem_mcp.adapters.data_folder import DataFolder
 from agemem_mcp.app import asset_store, needed_assets, open_archive
+from agemem_mcp.cli.asking import ask
 from agemem_mcp.cli.output import DataDir, Json, print_json, print_table
 from agemem_mcp.errors import AgeMemError
 from agemem_mcp.process import run_async, start_logging
@@ -135,6 +136,8 @@ async def _memory(settings: Settings, *, deep: bool) -> list[Finding]:
         findings += _index(settings, folder)
     if not folder.has_memory:
         return [*findings, Finding("memory", "note", "nothing stored yet")]
+    if deep:
+        findings += _compared(settings)
     try:
         async with open_archive(settings) as archive:
             count = await archive.ledger.count()
@@ -152,3 +155,18 @@ async def _memory(settings: Settings, *, deep: bool) -> list[Finding]:
     except AgeMemError as error:
         findings.append(Finding("ledger", "problem", str(error)))
     return findings
+
+
+def _compared(settings: Settings) -> Iterator[Finding]:
+    """Have the process that owns the memory compare its index with the ledger."""
+    try:
+        found = ask(settings, "compare")
+    except AgeMemError as error:
+        yield Finding("index and ledger", "problem", str(error))
+        return
+    if found["agrees"]:
+        yield Finding("index and ledger", "ok", f"agree on {found['total']:,} memories of all namespaces")
+        return
+    differences = ", ".join(f"{found[name]:,} {name}" for name in ("missing", "stale", "surplus"))
+    todo = "run `agemem-mcp reindex`: it makes the index anew from the ledger, which is right"
+    yield Finding("index and ledger", "problem", f"differ in the index: {differences}", todo)

@@ -18,7 +18,7 @@ ENTRY_POINT_GROUP = "agemem_mcp.commands"
 """Each entry point is a ``typer.Typer``; its name is the command. Loaded only when called or listed."""
 
 
-_OWN = ("serve", "daemon", "memories", "sessions", "assets", "doctor", "demo")
+_OWN = ("serve", "daemon", "memories", "sessions", "reindex", "assets", "doctor", "demo")
 """Each is a module beside this one with a ``typer.Typer`` named ``app``."""
 
 

@@ -19,18 +19,19 @@ from agemem_mcp.domain.memory import Actor
 from agemem_mcp.domain.operations import DeleteMemory
 from agemem_mcp.errors import AgeMemError, InvalidOperation
 from agemem_mcp.server.render import record_fields
+from agemem_mcp.service.gate import Progress
 from agemem_mcp.service.long_term import Origin
 
 if TYPE_CHECKING:
     from agemem_mcp.domain.memory import Scope
     from agemem_mcp.owner.owner import Owner
-    from agemem_mcp.service.gate import Progress
     from agemem_mcp.service.memory_service import MemoryService
     from agemem_mcp.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 _USER = Origin(actor=Actor.USER)
+_PROGRESS_INTERVAL_S = 0.2
 
 
 class Control:
@@ -55,6 +56,8 @@ class Control:
             "restore": self._restore,
             "delete": self._delete,
             "restore_context": self._restore_context,
+            "compare": self._compare,
+            "reindex": self._reindex,
         }
         self._writer: asyncio.StreamWriter
 
@@ -140,3 +143,38 @@ class Control:
     async def _restore_context(self, *, session_id: str, message_ids: list[str] | None) -> list[str]:
         service = await self._service()
         return await service.short_term.restore(self._scope, session_id, message_ids, Actor.USER)
+
+    async def _compare(self) -> dict[str, Any]:
+        service = await self._service()
+        found = await service.maintenance.compare()
+        return {
+            "agrees": found.agrees,
+            "total": found.total,
+            **{name: len(getattr(found, name)) for name in ("missing", "stale", "surplus")},
+        }
+
+    async def _reindex(self) -> dict[str, Any]:
+        """Make the index anew with the model of the command's settings, which is the owner's from then on."""
+        service = await self._service()
+        embedding, path = self._settings.embedding, self._settings.embedding_path
+        progress = Progress("making the index anew")
+
+        def report(done: int, total: int) -> None:
+            nonlocal progress
+            progress = Progress("making the index anew", done, total)
+
+        working = asyncio.create_task(
+            service.maintenance.reindex(embedding, None if path is None else str(path), report)
+        )
+        try:
+            while not working.done():
+                await self._progress(progress)
+                await asyncio.wait({working}, timeout=_PROGRESS_INTERVAL_S)
+        finally:
+            # A command that was interrupted leaves everything as it was.
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+        working.result()
+        changed = {"embedding": embedding, "embedding_path": path}
+        self._owner.settings = self._owner.settings.model_copy(update=changed)
+        return {"embedding": embedding, "memories": await service.long_term.count()}

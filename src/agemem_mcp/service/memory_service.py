@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agemem_mcp.domain.memory import Scope, ScoredMemory
     from agemem_mcp.domain.operations import AnyOperation
     from agemem_mcp.domain.results import OperationResult
+    from agemem_mcp.service.maintenance import Maintenance
     from agemem_mcp.service.short_term import ShortTermMemory
 
 
@@ -34,6 +35,7 @@ class MemoryService:
 
     long_term: LongTermMemory
     short_term: ShortTermMemory
+    maintenance: Maintenance
 
     async def apply(self, scope: Scope, operation: AnyOperation, origin: Origin | None = None) -> OperationResult:  # noqa: PLR0911  one return per operation
         """Carry out one operation.

@@ -42,41 +42,43 @@ class Reindexer:
         self._indexer = indexer
         self._embedder = embedder
 
-    async def run(self, target: Embedder, report: Callable[[int, int], None]) -> None:
+    async def run(self, target: Embedder | None, report: Callable[[int, int], None]) -> None:
         """Make the index anew with ``target``; if that fails or is cancelled, everything stays as it was.
 
         The model used so far is not closed: the caller may do that afterwards.
 
         Args:
-            target: the model to use from then on.
+            target: the model to use from then on; None for an index of words alone.
             report: hears of the ledger position reached and the ledger's end.
 
         Raises:
-            ConfigurationError: this service works by words alone, or its index is on a server.
+            ConfigurationError: this service works by words alone and is to use a model, or the other way round, or
+                its index is on a server.
             AssetsMissing: the model's files are not on this machine.
             EmbeddingError: the model failed.
             StoreError: ledger or index failed, or this is under way already.
         """
-        if self._embedder is None:
+        if (self._embedder is None) != (target is None):
             msg = (
-                "This server works by words alone (AGEMEM_EMBEDDING=none). Stop it, set AGEMEM_EMBEDDING to a model, "
-                "and run `agemem-mcp reindex`."
+                "A memory that is open cannot change between a model and words alone (AGEMEM_EMBEDDING=none). End its "
+                "process (`agemem-mcp daemon stop`) and run `agemem-mcp reindex` again."
             )
             raise ConfigurationError(msg)
-        successor = await self._index.successor(embedding=target.name, dimensions=target.dimensions)
+        name, dimensions = ("none", None) if target is None else (target.name, target.dimensions)
+        successor = await self._index.successor(embedding=name, dimensions=dimensions)
         try:
             reached = await self._fill(successor, target, 0, report)
             async with self._indexer.paused():
                 reached = await self._fill(successor, target, reached, report)
                 await successor.flush(reached)
-                await completed(self._exchange(self._embedder, target, successor, reached))
+                await completed(self._exchange(target, successor, reached))
         finally:
             # Removes what is not in use; nothing is left to do once it is.
             await completed(successor.close())
-        log.info("index made anew", embedding=target.name, reached=reached)
+        log.info("index made anew", embedding=name, reached=reached)
 
     async def _fill(
-        self, successor: MemoryIndex, target: Embedder, reached: int, report: Callable[[int, int], None]
+        self, successor: MemoryIndex, target: Embedder | None, reached: int, report: Callable[[int, int], None]
     ) -> int:
         """Apply the ledger's heads from a position on; returns the position reached."""
         while True:
@@ -87,9 +89,10 @@ class Reindexer:
             await successor.apply(await entries_of(heads, target), [head for head in heads if head.deleted])
             reached = following
 
-    async def _exchange(
-        self, embedder: CurrentEmbedder, target: Embedder, successor: MemoryIndex, reached: int
-    ) -> None:
-        async with embedder.exchanged_for(target):
+    async def _exchange(self, target: Embedder | None, successor: MemoryIndex, reached: int) -> None:
+        if self._embedder is None or target is None:
             await self._index.replace_by(successor)
+        else:
+            async with self._embedder.exchanged_for(target):
+                await self._index.replace_by(successor)
         self._indexer.moved_to(reached)

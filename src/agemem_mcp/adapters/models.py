@@ -1,0 +1,56 @@
+"""The embedding model that is loaded, and exchanging it for another."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agemem_mcp.adapters.embedding import FastEmbedEmbedder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+NO_MODEL = "none"
+
+
+class Models:
+    """Makes embedding models, and releases those that are no longer used."""
+
+    def __init__(self, default_folder: Path, *, threads: int | None) -> None:
+        """No model is made yet.
+
+        Args:
+            default_folder: where the files of the default model are.
+            threads: see :class:`FastEmbedEmbedder`.
+        """
+        self._default_folder = default_folder
+        self._threads = threads
+        self.present: FastEmbedEmbedder | None = None
+
+    def make(self, name: str, folder: str | None) -> FastEmbedEmbedder | None:
+        """A model by name, from a folder or from where the default one's files are; None for ``none``."""
+        if name == NO_MODEL:
+            return None
+        return FastEmbedEmbedder(
+            self._default_folder if folder is None else Path(folder), model_name=name, threads=self._threads
+        )
+
+    @asynccontextmanager
+    async def exchanged(self, name: str, folder: str | None) -> AsyncGenerator[FastEmbedEmbedder | None]:
+        """Another model, which takes the present one's place if the context ends well, and is released if not."""
+        model = self.make(name, folder)
+        try:
+            yield model
+        except BaseException:
+            if model is not None:
+                await model.close()
+            raise
+        self.present, before = model, self.present
+        if before is not None:
+            await before.close()
+
+    async def close(self) -> None:
+        """Release the present model."""
+        if self.present is not None:
+            await self.present.close()
