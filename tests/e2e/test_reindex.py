@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OTHER = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
-"""Another name that fastembed knows, of the same size: the files stay the same, as there are no others."""
+"""Another model that fastembed knows. What is loaded under its name are the files we have, of the same dimensions."""
 
 
 async def test_a_memory_is_reindexed_for_another_model_while_it_serves(
     full_place: Any, tools_of: Any, assets_dir: Path
 ) -> None:
-    other = {"AGEMEM_EMBEDDING": OTHER, "AGEMEM_EMBEDDING_PATH": str(AssetStore(assets_dir).model_dir)}
+    files = full_place.root / "other-model"
+    shutil.copytree(AssetStore(assets_dir).model_dir, files)
+    (files / "model.onnx").rename(files / "model_optimized.onnx")
+    other = {"AGEMEM_EMBEDDING": OTHER, "AGEMEM_EMBEDDING_PATH": str(files)}
     async with full_place.stdio() as client:
         call = tools_of(client)
         for number in range(40):

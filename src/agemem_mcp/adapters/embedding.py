@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_DIMENSIONS = 384
-_FILES = ("model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _ROUND_TEXTS = 64
 _ROUND_CHARS = 16_000
 """Texts of a round times the longest of them: some 0.2-0.4 s on two cores."""
@@ -206,16 +206,24 @@ class _Model:
         self._loaded = None
 
     def _load(self) -> Any:  # noqa: ANN401  fastembed is imported here alone
-        absent = [name for name in _FILES if not (self._model_dir / name).is_file()]
+        # half a second to import; servers that never embed do not pay for it
+        from fastembed import TextEmbedding  # noqa: PLC0415
+
+        known = {str(one["model"]).lower(): str(one["model_file"]) for one in TextEmbedding.list_supported_models()}
+        weights = known.get(self._name.lower())
+        if weights is None:
+            message = (
+                f"fastembed knows no embedding model {self._name!r}. Set AGEMEM_EMBEDDING to one of its models, such as "
+                f"{DEFAULT_MODEL}, or to none to search by words alone."
+            )
+            raise EmbeddingError(message)
+        absent = [name for name in (weights, *_FILES) if not (self._model_dir / name).is_file()]
         if absent:
             message = (
                 f"The embedding model is not on this machine ({', '.join(absent)} missing in {self._model_dir}). "
                 "Run `agemem-mcp assets pull`, or set AGEMEM_EMBEDDING=none to search by words alone."
             )
             raise AssetsMissing(message)
-        # half a second to import; servers that never embed do not pay for it
-        from fastembed import TextEmbedding  # noqa: PLC0415
-
         return TextEmbedding(
             model_name=self._name,
             specific_model_path=str(self._model_dir),

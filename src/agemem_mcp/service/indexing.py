@@ -34,7 +34,7 @@ def indexed_text(content: str, metadata: Mapping[str, object]) -> str:
     """What is embedded and searched for words: the text, led by its title if the metadata has one.
 
     A sentence such as "He was born in 1970." is found by its title alone: on 100 HotpotQA questions
-    this raises dense recall@10 of supporting sentences from .679 to .708 (``benchmarks/README.md``).
+    this raises dense recall@10 of supporting sentences from .679 to .708.
     """
     title = title_of(metadata)
     return content if title is None else f"{title}. {content}"
