@@ -213,8 +213,8 @@ class _Model:
         weights = known.get(self._name.lower())
         if weights is None:
             message = (
-                f"fastembed knows no embedding model {self._name!r}. Set AGEMEM_EMBEDDING to one of its models, such as "
-                f"{DEFAULT_MODEL}, or to none to search by words alone."
+                f"fastembed knows no embedding model {self._name!r}. Set AGEMEM_EMBEDDING to one of its models, such "
+                f"as {DEFAULT_MODEL}, or to none to search by words alone."
             )
             raise EmbeddingError(message)
         absent = [name for name in (weights, *_FILES) if not (self._model_dir / name).is_file()]

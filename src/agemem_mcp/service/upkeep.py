@@ -15,6 +15,7 @@ import numpy as np
 
 from agemem_mcp.service.indexing import indexed_text
 from agemem_mcp.service.likeness import by_meaning, by_words
+from agemem_mcp.service.long_text import embed_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -160,7 +161,7 @@ async def _embedded(embedder: Embedder, texts: Sequence[str], report: Callable[[
     for start in range(0, len(texts), _BATCH):
         report(start, len(texts))
         batch = texts[start : start + _BATCH]
-        vectors_ND[start : start + len(batch)] = await embedder.embed(batch)
+        vectors_ND[start : start + len(batch)] = await embed_whole(embedder, batch)
     report(len(texts), len(texts))
     return vectors_ND
 
