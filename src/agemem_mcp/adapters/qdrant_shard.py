@@ -31,7 +31,7 @@ _GRAPH = qdrant_edge.HnswIndexConfig(m=0, payload_m=16, ef_construct=128, full_s
 _FILTERED = qdrant_edge.SearchParams(acorn=qdrant_edge.AcornSearchParams(enable=True, max_selectivity=1.0))
 # One segment: what is searched is then one graph, and the entries that came after it.
 _OPTIMIZERS = qdrant_edge.EdgeOptimizersConfig(indexing_threshold=10_000, default_segment_number=1)
-_KNOWN_IDS = 50_000
+_KNOWN_IDS = 100_000  # about 20 MB
 
 
 class Shard:
@@ -109,7 +109,7 @@ class Shard:
                 self._open.update(qdrant_edge.UpdateOperation.delete_points(ids))
 
     def copy_points(self, ids: Sequence[str], source: Shard) -> None:
-        """Give these points the state they have in another shard; what is not there goes."""
+        """Give these points the state they have in another shard, of which this is a copy; what is not there goes."""
         with translated(self.path, "changed"):
             records = source._open.retrieve(list(ids), with_payload=True, with_vector=True)
             points = [qdrant_edge.Point(record.id, record.vector or {}, record.payload) for record in records]
@@ -119,6 +119,7 @@ class Shard:
             if gone:
                 self._open.update(qdrant_edge.UpdateOperation.delete_points(gone))
             self._some_expire = self._some_expire or source._some_expire
+            self._memory_ids = source._memory_ids
 
     def search(self, query: MemoryQuery) -> ScoreLists:
         """Both lists in one batch, which is planned as a whole."""
@@ -215,7 +216,10 @@ class Shard:
             vectors[shared.SPARSE] = qdrant_edge.SparseVector(terms.indices, terms.values)
         if entry.record.expires_at is not None:
             self._some_expire = True
-        return qdrant_edge.Point(shared.record_point_id(entry.record), vectors, shared.payload_of(entry))
+        point = shared.point_uuid(entry.record.scope.key, entry.record.memory_id)
+        if len(self._memory_ids) < _KNOWN_IDS:
+            self._memory_ids[point.int] = entry.record.memory_id
+        return qdrant_edge.Point(point, vectors, shared.payload_of(entry))
 
     def _filter(self, scope: qdrant_edge.FieldCondition, query: MemoryQuery) -> qdrant_edge.Filter:
         conditions: list[Any] = [scope, *(_condition(condition) for condition in query.conditions)]
