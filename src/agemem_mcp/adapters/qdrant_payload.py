@@ -89,14 +89,14 @@ def _terms(vector: qdrant_edge.SparseVector) -> SparseTerms | None:
     return SparseTerms(indices, list(vector.values)) if indices else None
 
 
-def point_id(scope_key: str, memory_id: str) -> str:
+def point_uuid(scope_key: str, memory_id: str) -> uuid.UUID:
     """The point id of an entry: the same for each version of it, different in each scope."""
-    return str(uuid.uuid5(_NAMESPACE, _encodable(f"{scope_key}\x1e{memory_id}")))
+    return uuid.uuid5(_NAMESPACE, _encodable(f"{scope_key}\x1e{memory_id}"))
 
 
 def record_point_id(record: MemoryRecord) -> str:
-    """The point id of a record."""
-    return point_id(record.scope.key, record.memory_id)
+    """The point id of a record, as text."""
+    return str(point_uuid(record.scope.key, record.memory_id))
 
 
 def payload_of(entry: IndexEntry) -> dict[str, Any]:

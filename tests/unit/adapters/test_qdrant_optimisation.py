@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from agemem_mcp.adapters import qdrant_optimisation, qdrant_store
-from agemem_mcp.domain.memory import IndexEntry, Scope
+from agemem_mcp.domain.facets import conditions_from
+from agemem_mcp.domain.memory import IndexEntry, MemoryQuery, Scope
 
-from .test_qdrant_edge import contents, damaged_copies, entries, found, opened, shard
+from .test_qdrant_edge import NOW, contents, damaged_copies, entries, found, opened, shard
 
 if TYPE_CHECKING:
     from agemem_mcp.adapters.qdrant_edge import QdrantEdgeIndex
+    from agemem_mcp.domain.memory import Condition, MatrixND
 
 # Takes the real program's place: says that it runs, waits until it is told to go on, and is the real one from there.
 PATIENT = """
@@ -132,21 +134,35 @@ async def test_an_optimised_copy_takes_the_place_of_the_shard(tmp_path: Path) ->
     assert shard(tmp_path / "index").name == "shard-2"
 
 
+async def best(index: QdrantEdgeIndex, vectors_ND: MatrixND, conditions: tuple[Condition, ...]) -> list[set[str]]:
+    """The ids of the ten nearest entries of each vector."""
+    found: list[set[str]] = []
+    for vector_D in vectors_ND:
+        lists = await index.search(MemoryQuery(Scope(), "", vector_D, 10, NOW, conditions))
+        found.append({one.memory_id for one in lists.dense})
+    return found
+
+
 async def test_a_graph_is_built_for_a_large_scope_and_finds_the_same(tmp_path: Path) -> None:
-    dimensions = 4096  # so that few entries are large enough
+    # Long vectors, so that few entries are much; all but 8 components are 0, so that they have neighbours.
     rng = np.random.default_rng(1)
-    made = [
-        IndexEntry(one.record, one.text, row / np.float32(np.linalg.norm(row)))
-        for one, row in zip(entries(800), rng.standard_normal((800, dimensions)).astype(np.float32), strict=True)
-    ]
-    index = await opened(tmp_path / "index", dimensions=dimensions)
-    await index.apply(made, [])
-    await index.flush(800)
+    vectors_ND = np.zeros((2820, 4096), dtype=np.float32)
+    vectors_ND[:, :8] = rng.standard_normal((2820, 8))
+    vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    index = await opened(tmp_path / "index", dimensions=4096)
+    for number, one in enumerate(entries(2800)):
+        record = replace(one.record, metadata={"quarter": number % 4})
+        await index.apply([IndexEntry(record, one.text, vectors_ND[number])], [])
+    questions_ND, quarter = vectors_ND[2800:], tuple(conditions_from({"quarter": 1}))
+    expected = [await best(index, questions_ND, conditions) for conditions in ((), quarter)]
     await index.optimise_if_needed()
     segments = [json.loads(path.read_text()) for path in shard(tmp_path / "index").glob("segments/*/segment.json")]
     kinds = {segment["config"]["vector_data"]["dense"]["index"]["type"] for segment in segments}
     assert "hnsw" in kinds
-    assert await index.count() == 800
+    for exact, conditions in zip(expected, ((), quarter), strict=True):
+        assert all(len(ids) == 10 for ids in exact)
+        found = await best(index, questions_ND, conditions)
+        assert np.mean([len(one & other) / 10 for one, other in zip(exact, found, strict=True)]) > 0.97
     await index.close()
 
 
