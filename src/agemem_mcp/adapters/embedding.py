@@ -224,24 +224,13 @@ class _Model:
                 "Run `agemem-mcp assets pull`, or set AGEMEM_EMBEDDING=none to search by words alone."
             )
             raise AssetsMissing(message)
-        model = TextEmbedding(
+        return TextEmbedding(
             model_name=self._name,
             specific_model_path=str(self._model_dir),
             local_files_only=True,
             threads=self._threads,
             providers=["CPUExecutionProvider"],
-            lazy_load=True,
-            enable_cpu_mem_arena=True,  # the default; fastembed hands over options only if one of its own is given
         )
-        model.model.add_extra_session_options = _without_spinning
-        return model
-
-
-def _without_spinning(options: Any, _given: dict[str, Any]) -> None:  # noqa: ANN401  onnxruntime has no types
-    """ONNX Runtime's threads wait for the next text by spinning, which takes a core from whoever asked for this one."""
-    import os
-    if not os.environ.get("SPIN"):
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
 
 class _VectorCache:
