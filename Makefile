@@ -1,7 +1,7 @@
 # make serve   a memory server on 127.0.0.1:8000, from a fresh machine with Python 3.11, make and a package index
 # make test    everything that is checked: style, types, import rules, tests
 # make soak    the durability and multi-process tests in full: 50 rounds of kills, half an hour
-# make bench   ours against other memory servers, one table; half an hour. HOTPOTQA=DIR: retrieval and filter as well
+# make bench   ours against other memory servers, one table; half an hour. HOTPOTQA=DIR and LOCOMO=FILE: what is found as well
 # make bench-quick   the same with 1,000 facts, in minutes
 
 PYTHON ?= python3
@@ -35,11 +35,13 @@ bench: $(VENV)/.installed-test
 	$(BIN)/agemem-mcp assets pull
 	$(BIN)/python benchmarks/compare.py --json benchmarks/results/latest.json
 	$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
+ifneq ($(HOTPOTQA)$(LOCOMO),)
+	$(BIN)/python benchmarks/retrieval.py $(if $(HOTPOTQA),--hotpotqa $(HOTPOTQA)/dev_distractor_100.json) $(if $(LOCOMO),--locomo $(LOCOMO))
+endif
 ifdef HOTPOTQA
-	$(BIN)/python benchmarks/retrieval.py --data $(HOTPOTQA)/dev_distractor_100.json
 	$(BIN)/python benchmarks/filter_context.py --data $(HOTPOTQA)
 else
-	@echo "Retrieval and filter were not measured: name the folder of the HotpotQA samples, make bench HOTPOTQA=DIR"
+	@echo "Not all was measured: name the HotpotQA samples' folder and LoCoMo's file, make bench HOTPOTQA=DIR LOCOMO=FILE"
 endif
 
 bench-quick: $(VENV)/.installed-test
