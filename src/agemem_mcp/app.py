@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _PURGE_INTERVAL_S = 3600.0
+_PATIENCE_S = 0.5
 
 
 def asset_store(settings: Settings) -> AssetStore:
@@ -103,6 +104,7 @@ async def open_service(  # noqa: PLR0913  what tests, training and owners set
         models = _models(settings, store)
         stack.push_async_callback(models.close)
         embedder = None if models.present is None else CurrentEmbedder(models.present)
+        models.in_use = lambda: None if embedder is None else embedder.present
         mode = FilterMode.LEXICAL if embedder is None else settings.filter.mode
         rules = SessionRules(budget_tokens=settings.context.budget_tokens, lives=settings.context.lives)
         desk = Sessions(tokens=tokens, clock=clock, ids=ids, rules=rules)
@@ -141,8 +143,7 @@ async def open_service(  # noqa: PLR0913  what tests, training and owners set
         purger = asyncio.create_task(_purge_now_and_then(short_term.purge_expired))
         stack.push_async_callback(_cancelled, purger)
         reindexer = Reindexer(ledger=ledger, index=index, indexer=indexer, embedder=embedder)
-        maintenance = Maintenance(ledger, index, indexer, reindexer, models.exchanged)
-        yield MemoryService(long_term=long_term, short_term=short_term, maintenance=maintenance)
+        yield MemoryService(long_term, short_term, Maintenance(ledger, index, indexer, reindexer, models.exchanged))
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +296,8 @@ def owned(settings: Settings) -> Generator[bool]:
     folder = DataFolder(settings.data_dir)
     try:
         folder.check()
-        lock = folder.lock()
+        # One that has just said that it ended gives its lock back in a moment.
+        lock = folder.lock(patience_s=_PATIENCE_S)
     except AgeMemError as error:
         log.info("the folder is not ours", error=str(error))
         yield False

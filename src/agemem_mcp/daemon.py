@@ -38,7 +38,7 @@ def main() -> int:
     return 0
 
 
-_PATIENCE_S = 5.0
+_PATIENCE_S = 15.0
 """An owner that is about to end writes its last changes; nobody finds it any more, but it still has the folder."""
 
 if __name__ == "__main__":

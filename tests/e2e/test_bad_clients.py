@@ -101,6 +101,27 @@ async def test_lines_that_are_no_messages_are_each_answered(daemon: Any) -> None
         assert (await bad.call(6, "Add_memory", content="Still here."))["duplicate"] is False
 
 
+async def test_ids_that_are_used_twice_cancelled_in_other_words_or_no_ids_at_all(daemon: Any) -> None:
+    async with RawClient(daemon) as bad:
+        bad.writer.write(lines([tool_call(1, "Show_context", session_id="none")] * 50))
+        for _ in range(50):
+            assert (await bad.answer())["id"] == 1
+        for number in range(100, 180):
+            cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": str(number)}}
+            bad.writer.write(lines([tool_call(number, "Add_memory", content=f"Perhaps {number}."), cancelled]))
+        nonsense = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": [1]}}
+        bad.writer.write(lines([nonsense, tool_call(500, "Add_memory", content="Stored all the same.")]))
+        while (await bad.answer())["id"] != 500:
+            pass
+
+
+async def test_a_last_line_without_its_end_is_answered(daemon: Any) -> None:
+    async with RawClient(daemon) as bad:
+        bad.writer.write(lines([tool_call(1, "Add_memory", content="The last word.")]).rstrip(b"\n"))
+        bad.writer.write_eof()
+        assert (await bad.answer())["result"]["structuredContent"]["content"] == "The last word."
+
+
 async def _send(client: RawClient, data: bytes) -> None:
     client.writer.write(data)
     await client.writer.drain()

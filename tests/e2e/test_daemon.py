@@ -126,6 +126,36 @@ def test_without_the_folders_secret_nobody_is_let_in(daemon: Any, secret: str | 
         assert read_line(connection, buffer) is None
 
 
+def test_whoever_listens_on_the_port_of_a_dead_daemon_learns_nothing(place: Any) -> None:
+    env = {"AGEMEM_DAEMON": "tcp", "AGEMEM_SUMMARY__API_KEY": "a-secret-key"}
+    place.run("memories", "search", "x", **env)
+    dead = place.owner()
+    place.end_daemon(signal.SIGKILL)
+    with socket.create_server(("127.0.0.1", int(dead["address"].removeprefix("tcp:")))) as rogue:
+        rogue.settimeout(60)
+        process = place.start("memories", "search", "x", "--json", env=env, stdout=subprocess.PIPE)
+        heard = bytearray()
+        connection, _ = rogue.accept()
+        with connection:
+            connection.sendall(b'{"proof": "none", "ok": true, "notes": []}\n')
+            while chunk := connection.recv(65536):
+                heard += chunk
+        assert json.loads(heard).keys() == {"nonce"}
+        assert process.wait() == 0, process.log
+
+
+@pytest.mark.parametrize("sent", [b"", b"[]\n", b'{"do": "fly"}\n', b'{"do": "search"}\n', b"x" * 100_000 + b"\n"])
+def test_a_request_that_cannot_be_read_is_answered(daemon: Any, sent: bytes) -> None:
+    link = connect(str(daemon.data), {**greeting("control"), "settings": dict(daemon.env)}, start=False)
+    with closing(link.connection) as connection:
+        connection.settimeout(60)
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        line = read_line(connection, bytearray())
+    assert line is None if not sent else "cannot read this request" in json.loads(line or b"{}")["error"]
+    assert "Traceback" not in (daemon.data / "daemon.log").read_text(encoding="utf-8")
+
+
 async def test_the_daemon_ends_when_nobody_was_connected_for_a_while(
     place: Any, tools_of: Any, wait_until: Any
 ) -> None:

@@ -53,6 +53,7 @@ class FolderLock:
             )
             raise StoreError(msg) from error
         except OSError as error:
+            self._lock.release()
             msg = (
                 f"{directory / 'lock'} cannot be locked: {error.strerror or error}. Check who owns it (was a server "
                 f"once run as another user?), or choose another --data-dir."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from agemem_mcp.adapters.embedding import FastEmbedEmbedder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
 NO_MODEL = "none"
 
@@ -27,6 +27,8 @@ class Models:
         self._default_folder = default_folder
         self._threads = threads
         self.present: FastEmbedEmbedder | None = None
+        self.in_use: Callable[[], object] = lambda: self.present
+        """Tells which model is embedded with; set by whoever exchanges them."""
 
     def make(self, name: str, folder: str | None) -> FastEmbedEmbedder | None:
         """A model by name, from a folder or from where the default one's files are; None for ``none``."""
@@ -38,17 +40,16 @@ class Models:
 
     @asynccontextmanager
     async def exchanged(self, name: str, folder: str | None) -> AsyncGenerator[FastEmbedEmbedder | None]:
-        """Another model, which takes the present one's place if the context ends well, and is released if not."""
+        """Another model. If it is in use when the context ends, however it ends, it takes the present one's place."""
         model = self.make(name, folder)
         try:
             yield model
-        except BaseException:
-            if model is not None:
-                await model.close()
-            raise
-        self.present, before = model, self.present
-        if before is not None:
-            await before.close()
+        finally:
+            unused = model
+            if self.in_use() is model:
+                self.present, unused = model, self.present
+            if unused is not None:
+                await unused.close()
 
     async def close(self) -> None:
         """Release the present model."""

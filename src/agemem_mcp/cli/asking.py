@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from agemem_mcp.link.connecting import Link
     from agemem_mcp.settings import Settings
 
-Report = "Callable[[str, float, float | None], None]"
-
 
 def reach(settings: Settings, *, start: bool = True, **options: str) -> Link:
     """Connect to the owner of the settings' data folder.

@@ -13,6 +13,7 @@ import typer
 from agemem_mcp.adapters.data_folder import DataFolder
 from agemem_mcp.cli.asking import NoOwner, ask
 from agemem_mcp.cli.output import DataDir, Json, print_json, read_settings
+from agemem_mcp.errors import StoreError
 from agemem_mcp.link.places import LOG, read_owner
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ def stop(data_dir: DataDir = None, json: Json = False) -> None:
     settings, _ = read_settings(data_dir, None)
     owner = read_owner(str(settings.data_dir))
     found = _ask(settings, "stop")
-    if found is not None and owner is not None:
-        _wait_for_end(DataFolder(settings.data_dir), owner.pid)
+    if found is not None and owner is not None and not _has_ended(DataFolder(settings.data_dir), owner.pid):
+        msg = f"Process {owner.pid} was told to end and has not yet: it may be finishing something long."
+        raise StoreError(msg)
     if json:
         print_json({"stopped": found is not None, **(found or {})})
         return
@@ -81,8 +83,11 @@ def _ask(settings: Settings, do: str) -> dict[str, Any] | None:
     return found
 
 
-def _wait_for_end(folder: DataFolder, pid: int) -> None:
-    """The folder's lock goes last."""
+def _has_ended(folder: DataFolder, pid: int) -> bool:
+    """Whether it gave the folder's lock back, which it does last, within a while."""
     end = time.monotonic() + _PATIENCE_S
-    while folder.lock_pid() == str(pid) and time.monotonic() < end:
+    while folder.lock_pid() == str(pid):
+        if time.monotonic() > end:
+            return False
         time.sleep(_POLL_S)
+    return True

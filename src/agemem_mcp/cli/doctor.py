@@ -129,7 +129,10 @@ async def _memory(settings: Settings, *, deep: bool) -> list[Finding]:
         findings.append(Finding("data folder", "ok", str(folder.directory)))
     except AgeMemError as error:
         return [Finding("data folder", "problem", str(error))]
-    holder = folder.holder()
+    try:
+        holder = folder.holder()
+    except AgeMemError as error:
+        return [*findings, Finding("lock", "problem", str(error))]
     if holder is not None:
         findings.append(Finding("in use", "note", f"process {holder} has the folder open"))
     if settings.qdrant_url is None:

@@ -7,11 +7,11 @@ import os
 import socket
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from agemem_mcp._version import __version__
-from agemem_mcp.link.places import LOG, START_LOCK, Owner, read_owner
+from agemem_mcp.link.places import LOG, START_LOCK, Owner, proof, read_owner
 
 if TYPE_CHECKING:
     import subprocess
@@ -130,11 +130,13 @@ def _greet(folder: str, hello: dict[str, Any]) -> Link:
     try:
         connection.settimeout(_GREETING_S)
         connection.connect(place if kind == "unix" else ("127.0.0.1", int(place)))
-        connection.sendall(json.dumps({**hello, "secret": owner.secret}).encode() + b"\n")
         buffer = bytearray()
+        if kind != "unix":
+            _check_owner(connection, owner, buffer)
+        connection.sendall(json.dumps({**hello, "secret": owner.secret}).encode() + b"\n")
         line = read_line(connection, buffer)
         answer: dict[str, Any] = json.loads(line) if line else {"retry": True}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, NoOwner) as error:
         connection.close()
         raise NoOwner from error
     if not answer.get("ok"):
@@ -144,6 +146,19 @@ def _greet(folder: str, hello: dict[str, Any]) -> Link:
         raise LinkError(str(answer.get("error")))
     connection.settimeout(None)
     return Link(connection, owner, [str(note) for note in answer.get("notes", [])])
+
+
+def _check_owner(connection: socket.socket, owner: Owner, buffer: bytearray) -> None:
+    """Make sure that the other side knows the secret: a dead owner's port may be another program's by now.
+
+    Raises:
+        NoOwner: it does not.
+    """
+    nonce = os.urandom(16).hex()
+    connection.sendall(json.dumps({"nonce": nonce}).encode() + b"\n")
+    line = read_line(connection, buffer)
+    if not line or json.loads(line).get("proof") != proof(owner.secret, nonce):
+        raise NoOwner
 
 
 @contextmanager
@@ -160,11 +175,15 @@ def _only_starter(folder: str) -> Generator[None]:
         if sys.platform == "win32":
             import msvcrt  # noqa: PLC0415  there alone
 
-            msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+            # It gives up after ten seconds; the folder's own lock still lets one daemon through.
+            with suppress(OSError):
+                msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
         else:
             import fcntl  # noqa: PLC0415  not there
 
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Where a file system knows no locks, the folder's own lock still lets one daemon through.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
@@ -187,16 +206,20 @@ def _start(folder: str) -> tuple[subprocess.Popen[Any], int]:
         options: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
             options = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
-        # -P: a module of the same name in whatever folder the client was started in must not be taken for ours.
-        daemon = subprocess.Popen(
-            [sys.executable, "-P", "-m", "agemem_mcp.daemon"],
-            env={**os.environ, f"{_PREFIX}DATA_DIR": folder},
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=file,
-            **options,
-        )
+        try:
+            # -P: a module of the same name in whatever folder the client was started in must not be taken for ours.
+            daemon = subprocess.Popen(
+                [sys.executable, "-P", "-m", "agemem_mcp.daemon"],
+                env={**os.environ, f"{_PREFIX}DATA_DIR": folder},
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                **options,
+            )
+        except OSError as error:
+            msg = f"No daemon can be started for {folder}: {error.strerror or error}."
+            raise DaemonNotStarted(msg) from error
     return daemon, said_from
 
 

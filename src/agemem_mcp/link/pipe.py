@@ -13,7 +13,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from agemem_mcp.link.connecting import DaemonNotStarted, LinkError, NoOwner, connect, greeting
+from agemem_mcp.link.connecting import DaemonNotStarted, LinkError, connect, greeting
 from agemem_mcp.link.places import data_dir
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def serve(options: dict[str, str]) -> int | None:
     hello = greeting("mcp", {name[2:]: value for name, value in options.items() if name != "--data-dir"})
     try:
         link = connect(folder, hello)
-    except (DaemonNotStarted, NoOwner) as error:
+    except DaemonNotStarted as error:
         _say(f"{error} Serving within this process.")
         return None
     except LinkError as error:

@@ -77,6 +77,13 @@ def short_socket_path(folder: str) -> str:
     return os.path.join(private, f"{name}.sock")
 
 
+def proof(secret: str, nonce: str) -> str:
+    """What only a process that can read the folder's secret can answer to a nonce."""
+    import hmac  # noqa: PLC0415  over TCP alone
+
+    return hmac.new(secret.encode(), nonce.encode(), "sha256").hexdigest()
+
+
 def read_owner(folder: str) -> Owner | None:
     """Who owns the folder, as far as its file tells; the process may be gone."""
     try:

@@ -7,6 +7,7 @@ then ``{"result": …}`` or ``{"error": TEXT}``.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import structlog
 
 from agemem_mcp._version import __version__
-from agemem_mcp.domain.memory import Actor
+from agemem_mcp.domain.memory import Actor, Scope
 from agemem_mcp.domain.operations import DeleteMemory
 from agemem_mcp.errors import AgeMemError, InvalidOperation
 from agemem_mcp.server.render import record_fields
@@ -23,7 +24,6 @@ from agemem_mcp.service.gate import Progress
 from agemem_mcp.service.long_term import Origin
 
 if TYPE_CHECKING:
-    from agemem_mcp.domain.memory import Scope
     from agemem_mcp.owner.owner import Owner
     from agemem_mcp.service.memory_service import MemoryService
     from agemem_mcp.settings import Settings
@@ -32,22 +32,29 @@ log = structlog.get_logger(__name__)
 
 _USER = Origin(actor=Actor.USER)
 _PROGRESS_INTERVAL_S = 0.2
+_PATIENCE_S = 10.0
+"""How long a command may take to say what it wants."""
 
 
 class Control:
     """One command's connection."""
 
-    def __init__(self, owner: Owner, scope: Scope, settings: Settings) -> None:
+    def __init__(
+        self, owner: Owner, settings: Settings, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         """Set it up.
 
         Args:
             owner: whose memory it is.
-            scope: the scope the command works in.
-            settings: the command's own.
+            settings: the command's own; they name the namespace it works in.
+            reader: where the request comes from.
+            writer: where progress and result go.
         """
         self._owner = owner
-        self._scope = scope
         self._settings = settings
+        self._scope = Scope(namespace=settings.namespace)
+        self._reader = reader
+        self._writer = writer
         self._requests = {
             "status": self._status,
             "stop": self._stop,
@@ -59,24 +66,33 @@ class Control:
             "compare": self._compare,
             "reindex": self._reindex,
         }
-        self._writer: asyncio.StreamWriter
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self) -> None:
         """Answer the request that comes."""
-        self._reader, self._writer = reader, writer
-        line = await reader.readline()
+        async with asyncio.timeout(_PATIENCE_S):
+            line = await self._reader.readline()
         if not line:
             return
-        request = cast("dict[str, Any]", json.loads(line))
         try:
-            do = self._requests.get(str(request.pop("do", "")))
-            if do is None:
-                msg = f"Process {os.getpid()} of release {__version__} does not know this request."
-                raise InvalidOperation(msg)
-            answer: dict[str, Any] = {"result": await do(**request)}
+            answer: dict[str, Any] = {"result": await self._carried_out(line)}
         except AgeMemError as error:
             answer = {"error": str(error)}
+        except OSError:
+            raise
+        except Exception:  # the outermost boundary: the text of a crash stays here
+            log.exception("a request failed")
+            answer = {"error": "This failed for a reason of the server's own: see `agemem-mcp daemon logs`."}
         await self._say(answer)
+
+    async def _carried_out(self, line: bytes) -> Any:  # noqa: ANN401  each request has a result of its own
+        try:
+            request = cast("dict[str, Any]", json.loads(line))
+            do = self._requests[str(request.pop("do"))]
+            inspect.signature(do).bind(**request)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            msg = f"Process {os.getpid()} of release {__version__} cannot read this request."
+            raise InvalidOperation(msg) from error
+        return await do(**request)
 
     async def _say(self, message: dict[str, Any]) -> None:
         self._writer.write(json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
@@ -171,10 +187,11 @@ class Control:
                 await self._progress(progress)
                 await asyncio.wait({working}, timeout=_PROGRESS_INTERVAL_S)
         finally:
-            # A command that was interrupted leaves everything as it was.
+            # A command that is interrupted before the exchange leaves everything as it was.
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
+            if service.maintenance.embedding == embedding:
+                changed = {"embedding": embedding, "embedding_path": path}
+                self._owner.settings = self._owner.settings.model_copy(update=changed)
         working.result()
-        changed = {"embedding": embedding, "embedding_path": path}
-        self._owner.settings = self._owner.settings.model_copy(update=changed)
         return {"embedding": embedding, "memories": await service.long_term.count()}

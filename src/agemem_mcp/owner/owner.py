@@ -34,7 +34,6 @@ from agemem_mcp.settings import differing_settings, load_settings
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from agemem_mcp.owner.control import Control
     from agemem_mcp.service.gate import ServiceGate
     from agemem_mcp.settings import Settings
 
@@ -43,8 +42,9 @@ log = structlog.get_logger(__name__)
 _GREETING_S = 10.0
 _LONGEST_GREETING = 256 * 1024
 _BACKLOG = 256
-_CLOSING_S = 15.0
-"""How long connections may take to end once they were told to."""
+_CLOSING_S = 7.0
+"""How long connections may take to end once they were told to; what has begun by then is carried out all the same."""
+_CANCELLING_S = 5.0
 
 
 class Owner:
@@ -106,22 +106,20 @@ class Owner:
         self._end_on_signals()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.gate.close)
-            server = None if alone else await self._listen()
+            listening = asyncio.create_task(self._listen_in_time(alone=alone))
+            if not alone:
+                await listening
             stack.callback(self._forget)
             beside = None if also is None else asyncio.create_task(self._beside(also))
             watch = asyncio.create_task(self._watch_idleness())
             await self._ending.wait()
             # Nobody finds this owner any more; whoever comes now starts the next one, which waits for the folder.
             self._forget()
-            if server is not None:
-                server.close()
+            if listening.done() and not listening.cancelled():
+                listening.result().close()
+            listening.cancel()
             watch.cancel()
-            for incoming in self._incoming:
-                incoming.stop()
-            if self.clients:
-                await asyncio.wait(self.clients, timeout=_CLOSING_S)
-            for task in self.clients:
-                task.cancel()
+            await self._end_connections()
             if beside is not None:
                 await beside
 
@@ -135,22 +133,52 @@ class Owner:
         finally:
             self.end()
 
+    async def _listen_in_time(self, *, alone: bool) -> asyncio.Server:
+        """Listen; where the folder belongs to another process, once that is gone and the memory could be opened."""
+        if alone:
+            await self.gate.until_open()
+        return await self._listen()
+
+    async def _end_connections(self) -> None:
+        for incoming in self._incoming:
+            incoming.stop()
+        for task, purpose in self.clients.items():
+            if purpose != "mcp":
+                task.cancel()
+        if self.clients:
+            await asyncio.wait(self.clients, timeout=_CLOSING_S)
+        for task in self.clients:
+            task.cancel()
+        if self.clients:
+            await asyncio.wait(self.clients, timeout=_CANCELLING_S)
+
     async def _listen(self) -> asyncio.Server:
-        path = places.socket_path(self._folder)
         try:
-            if self.settings.daemon == "tcp" or not hasattr(socket, "AF_UNIX"):
-                server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=_BACKLOG)
-                address = f"tcp:{server.sockets[0].getsockname()[1]}"
-            else:
-                path = path or places.short_socket_path(self._folder)
-                server = await asyncio.start_unix_server(self._accept, sock=_unix_socket(path), backlog=_BACKLOG)
-                address = f"unix:{path}"
+            server = None if self.settings.daemon == "tcp" else await self._unix_server()
+            if server is None:
+                server = await asyncio.start_server(
+                    self._accept, "127.0.0.1", 0, backlog=_BACKLOG, limit=_LONGEST_GREETING
+                )
+            name = server.sockets[0].getsockname()
+            address = f"unix:{name}" if isinstance(name, str) else f"tcp:{name[1]}"
             self._identity = places.Owner(os.getpid(), __version__, address, secrets.token_urlsafe(24))
             places.write_owner(self._folder, self._identity)
         except OSError as error:
             msg = f"The memory in {self._folder} cannot be shared with other processes: {error}. Check the folder."
             raise ConfigurationError(msg) from error
         return server
+
+    async def _unix_server(self) -> asyncio.Server | None:
+        """A server on the folder's Unix socket; None where there are none (Windows, some network file systems)."""
+        if not hasattr(socket, "AF_UNIX"):
+            return None
+        try:
+            path = places.socket_path(self._folder) or places.short_socket_path(self._folder)
+            listener = _unix_socket(path)
+        except OSError as error:
+            log.warning("no Unix socket can be made; clients connect by loopback TCP", error=str(error))
+            return None
+        return await asyncio.start_unix_server(self._accept, sock=listener, backlog=_BACKLOG, limit=_LONGEST_GREETING)
 
     def _forget(self) -> None:
         if self._identity is None:
@@ -167,9 +195,12 @@ class Owner:
         self.clients[task] = "new"
         try:
             await self._greeted(task, reader, writer)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             # It left, or never said what it wants.
             log.debug("a connection ended early")
+        except asyncio.CancelledError:
+            # Nobody awaits this task; asyncio would report its end by cancellation as an error.
+            log.debug("a connection was ended")
         except Exception:  # the outermost boundary: one connection must not end the others
             log.exception("a connection failed")
         finally:
@@ -182,6 +213,10 @@ class Owner:
     ) -> None:
         async with asyncio.timeout(_GREETING_S):
             hello = _parsed(await reader.readuntil(b"\n"))
+            if "nonce" in hello and self._identity is not None:
+                proof = places.proof(self._identity.secret, str(hello["nonce"]))
+                writer.write(json.dumps({"proof": proof}).encode() + b"\n")
+                hello = _parsed(await reader.readuntil(b"\n"))
         answer, settings = self._answer(hello)
         writer.write(json.dumps(answer).encode() + b"\n")
         await writer.drain()
@@ -191,8 +226,7 @@ class Owner:
         if hello.get("purpose") == "control":
             from agemem_mcp.owner.control import Control  # noqa: PLC0415  most connections are not
 
-            control: Control = Control(self, Scope(namespace=settings.namespace), settings)
-            await control.serve(reader, writer)
+            await Control(self, settings, reader, writer).serve()
         else:
             await self._mcp(settings, reader, writer)
 

@@ -12,22 +12,27 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Self, cast
 
 import anyio
 import mcp_types as types
+from mcp.shared.dispatcher import coerce_request_id
+from mcp.shared.jsonrpc_dispatcher import cancelled_request_id_from_params
 from mcp.shared.message import SessionMessage
 from pydantic import ValidationError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from mcp_types import RequestId
+
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """As over HTTP; no tool takes more than a hundredth of it in one text."""
 MAX_UNANSWERED = 32
 """Requests of one client that are worked on or wait for their turn; the next ones stay in its pipe."""
 _CHUNK = 65536
-_SETTLING_S = 10.0
+_SETTLING_S = 5.0
 """How long requests that have begun may take to be answered once the client is gone or a signal came."""
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 _ID = re.compile(rb'"id"\s*:\s*(-?\d{1,18}|"[^"\\]{1,200}")')
@@ -53,7 +58,8 @@ class Outgoing(_Stream):
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
-        self.unanswered: set[object] = set()
+        self.unanswered: Counter[RequestId] = Counter()
+        """How often each id waits for an answer: a careless client uses one twice."""
         self.answered = asyncio.Event()
         """Set at each answer."""
 
@@ -83,9 +89,17 @@ class Outgoing(_Stream):
         self.answered.set()
 
     def _note(self, message: object) -> None:
-        if isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
-            self.unanswered.discard(message.id)
-            self.answered.set()
+        if isinstance(message, types.JSONRPCResponse | types.JSONRPCError) and message.id is not None:
+            self.settled(message.id)
+
+    def settled(self, request_id: RequestId) -> None:
+        """A request was answered, or is not to be."""
+        known = coerce_request_id(request_id)
+        if self.unanswered[known] <= 1:
+            del self.unanswered[known]
+        else:
+            self.unanswered[known] -= 1
+        self.answered.set()
 
 
 class Incoming(_Stream):
@@ -143,7 +157,10 @@ class Incoming(_Stream):
                 return head
             chunk = await self._chunk()
             if not chunk:
-                return None
+                # What a client wrote last may lack its newline.
+                rest = bytes(self._buffer)
+                self._buffer.clear()
+                return rest or None
             self._buffer += chunk
         return None
 
@@ -165,12 +182,15 @@ class Incoming(_Stream):
 
     def _note(self, message: object) -> None:
         if isinstance(message, types.JSONRPCRequest):
-            self._outgoing.unanswered.add(message.id)
+            self._outgoing.unanswered[coerce_request_id(message.id)] += 1
         elif isinstance(message, types.JSONRPCNotification) and message.method == "notifications/cancelled":
-            self._outgoing.unanswered.discard((message.params or {}).get("requestId"))
+            # The SDK does not answer a cancelled request.
+            cancelled = cancelled_request_id_from_params(message.params)
+            if cancelled is not None:
+                self._outgoing.settled(cancelled)
 
     async def _below(self, limit: int) -> None:
-        while len(self._outgoing.unanswered) >= limit:
+        while self._outgoing.unanswered.total() >= limit:
             self._outgoing.answered.clear()
             await self._outgoing.answered.wait()
 

@@ -104,7 +104,9 @@ class MemoryServer:
 
     async def drain(self) -> None:
         """Wait for operations whose callers are gone."""
-        await asyncio.gather(*self._running, return_exceptions=True)
+        # Not gathered: whoever is cancelled while waiting here must not cancel them.
+        if self._running:
+            await asyncio.wait(self._running)
 
     async def _list_tools(
         self, _context: ServerRequestContext[Any, Any], _params: types.PaginatedRequestParams | None
@@ -143,8 +145,9 @@ class MemoryServer:
     ) -> OperationResult:
         """An operation that has begun is carried out wholly, also when its caller cancels or goes away."""
         scope = self._scope_of(context.request)
+        origin = _origin(context, self._writer)
         await self._turns.begin(self._caller(context))
-        task = asyncio.create_task(service.apply(scope, operation, _origin(context, self._writer)))
+        task = asyncio.create_task(service.apply(scope, operation, origin))
         self._running.add(task)
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)

@@ -30,6 +30,11 @@ class CurrentEmbedder:
         self._open.set()
 
     @property
+    def present(self) -> Embedder:
+        """The model itself."""
+        return self._embedder
+
+    @property
     def name(self) -> str:
         """The present model's name."""
         return self._embedder.name

@@ -54,6 +54,7 @@ class ServiceGate:
         self._opening: asyncio.Future[MemoryService] | None = None
         self._holder: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
+        self._opened = asyncio.Event()
         self._progress = Progress("opening the memory")
 
     @property
@@ -102,6 +103,10 @@ class ServiceGate:
             await asyncio.wait({opening}, timeout=_PROGRESS_INTERVAL_S)
         return opening.result()
 
+    async def until_open(self) -> None:
+        """Wait until somebody has opened the service; does not open it."""
+        await self._opened.wait()
+
     async def close(self) -> None:
         """Close the service if it was opened."""
         self._closing.set()
@@ -124,6 +129,7 @@ class ServiceGate:
             await asyncio.to_thread(self._prepare)
             async with self._open(self._note) as service:
                 opening.set_result(service)
+                self._opened.set()
                 await self._closing.wait()
         except AgeMemError as error:
             log.warning("the memory could not be opened", error=str(error))

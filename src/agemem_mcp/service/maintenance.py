@@ -26,8 +26,13 @@ class Maintenance:
     indexer: Indexer
     reindexer: Reindexer
     model: Callable[[str, str | None], AbstractAsyncContextManager[Embedder | None]]
-    """Makes an embedding model of a name and a folder of files. Leaving the context without an error keeps the model
-    and releases the one before; leaving it with one releases the model."""
+    """Makes an embedding model of a name and a folder of files. Leaving the context releases it, or if it is in use by
+    then, the one before."""
+
+    @property
+    def embedding(self) -> str:
+        """Name of the model in use, or ``none``."""
+        return self.reindexer.embedding
 
     async def compare(self) -> IndexComparison:
         """Compare the index with the ledger, once it has caught up.

@@ -42,6 +42,11 @@ class Reindexer:
         self._indexer = indexer
         self._embedder = embedder
 
+    @property
+    def embedding(self) -> str:
+        """Name of the model in use, or ``none``."""
+        return "none" if self._embedder is None else self._embedder.name
+
     async def run(self, target: Embedder | None, report: Callable[[int, int], None]) -> None:
         """Make the index anew with ``target``; if that fails or is cancelled, everything stays as it was.
 
