@@ -220,7 +220,7 @@ async def test_http_is_served_by_whoever_owns_the_folder(place: Any, tools_of: A
         status = place.run("daemon", "status", "--json").json()
         assert status["pid"] == place.holder()
         assert second.url in status["http"]
-        second.process.end(signal.SIGINT)
+        second.process.end()
         with pytest.raises(httpx2.ConnectError):
             second.get("/healthz")
         assert (await tools_of(client)("Add_memory", content="Still served."))["duplicate"] is False

@@ -141,7 +141,8 @@ def _greet(folder: str, hello: dict[str, Any]) -> Link:
         raise NoOwner from error
     if not answer.get("ok"):
         connection.close()
-        if answer.get("retry"):
+        # The next owner may have taken the socket's place after the secret of the one before was read.
+        if answer.get("retry") or read_owner(folder) != owner:
             raise NoOwner
         raise LinkError(str(answer.get("error")))
     connection.settimeout(None)
