@@ -208,7 +208,9 @@ async def test_a_server_whose_folder_is_held_is_alive_but_not_ready(place: Any, 
 
 
 @pytest.mark.parametrize("owner", ["daemon", "http"])
-async def test_http_is_served_by_whoever_owns_the_folder(place: Any, tools_of: Any, owner: str) -> None:
+async def test_http_is_served_by_whoever_owns_the_folder(
+    place: Any, tools_of: Any, wait_until: Any, owner: str
+) -> None:
     first = place.serve_http() if owner == "http" else None
     async with place.stdio() as client:
         added = await tools_of(client)("Add_memory", content="Stored over stdio.")
@@ -221,11 +223,18 @@ async def test_http_is_served_by_whoever_owns_the_folder(place: Any, tools_of: A
         assert status["pid"] == place.holder()
         assert second.url in status["http"]
         second.process.end()
-        with pytest.raises(httpx2.ConnectError):
-            second.get("/healthz")
+        wait_until(lambda: _refuses(second), "the owner stopped listening for it")
         assert (await tools_of(client)("Add_memory", content="Still served."))["duplicate"] is False
     if first is not None:
         assert first.get("/healthz").status_code == 200
+
+
+def _refuses(server: Any) -> bool:
+    try:
+        server.get("/healthz")
+    except httpx2.ConnectError:
+        return True
+    return False
 
 
 def test_a_port_in_use_is_a_clear_error(place: Any) -> None:
