@@ -214,9 +214,10 @@ async def test_http_is_served_by_whoever_owns_the_folder(
     first = place.serve_http() if owner == "http" else None
     async with place.stdio() as client:
         added = await tools_of(client)("Add_memory", content="Stored over stdio.")
-        second = place.serve_http()
+        second = place.serve_http("--tools", "six")
         assert f"Process {place.holder()} owns this memory already" in second.process.log
         async with second.client() as other:
+            assert len((await other.list_tools()).tools) == 6
             found = await tools_of(other)("Retrieve_memory", query="stored over stdio")
             assert [hit["memory_id"] for hit in found["memories"]] == [added["memory_id"]]
         status = place.run("daemon", "status", "--json").json()

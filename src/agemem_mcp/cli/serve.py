@@ -110,7 +110,8 @@ def _serve_http(settings: Settings, *, insecure: bool) -> None:
 
 def _listens_elsewhere(settings: Settings, *, insecure: bool) -> bool:
     """Have the process that owns the memory serve it over HTTP while this one runs; False if nobody owns it."""
-    given = {"host": settings.host, "port": str(settings.port), "allowed_hosts": ",".join(settings.allowed_hosts)}
+    given = {"host": settings.host, "port": str(settings.port), "tools": settings.tools}
+    given["allowed_hosts"] = ",".join(settings.allowed_hosts)
     try:
         link = reach(settings, start=False, **given)
     except NoOwner:
