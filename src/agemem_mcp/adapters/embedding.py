@@ -39,6 +39,7 @@ _SHORT_CHARS = 200
 """Shorter ones all count as alike."""
 _MAX_CHARS = 32_768
 """The model reads 256 tokens; without this bound a text of megabytes would be tokenised in full."""
+_SPIN_US = "10"
 _OLDEST_EVERY = 4
 """One round in so many starts with the oldest call, so that short ones cannot starve a long one."""
 
@@ -224,13 +225,29 @@ class _Model:
                 "Run `agemem-mcp assets pull`, or set AGEMEM_EMBEDDING=none to search by words alone."
             )
             raise AssetsMissing(message)
-        return TextEmbedding(
+        loaded = TextEmbedding(
             model_name=self._name,
             specific_model_path=str(self._model_dir),
             local_files_only=True,
             threads=self._threads,
             providers=["CPUExecutionProvider"],
+            lazy_load=True,
+            # fastembed asks its hook for further options only if it was given one: this is the default
+            enable_cpu_mem_arena=True,
         )
+        model: Any = loaded.model
+        model.add_extra_session_options = _spin_briefly
+        model.load_onnx_model()
+        return loaded
+
+
+def _spin_briefly(options: Any, _given: object) -> None:  # noqa: ANN401  onnxruntime's own
+    """Let ONNX Runtime's threads spin between two operators, but not while others could work.
+
+    With its default of a millisecond they keep the event loop and the clients from the processor: with eight calls
+    in flight that takes a sixth of the throughput. Not spinning at all makes a single text a quarter slower.
+    """
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
 
 
 class _VectorCache:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection
 
-    from agemem_mcp.domain.ports import Clock, LedgerTransaction
+    from agemem_mcp.domain.ports import Clock, LedgerTransaction, LedgerView
 
 T = TypeVar("T")
 
@@ -175,33 +175,13 @@ class SqliteLedger:
         result, _ = await self._database.write(piece, committed)
         return result
 
+    async def read(self, work: Callable[[LedgerView], T]) -> T:
+        """See :meth:`agemem_mcp.domain.ports.Ledger.read`."""
+        return await self._database.read(lambda connection: work(_View(connection)))
+
     async def heads(self, scope: Scope, memory_ids: Collection[str]) -> dict[str, MemoryRecord]:
         """See :meth:`agemem_mcp.domain.ports.Ledger.heads`."""
-        if not memory_ids:
-            return {}
-
-        def work(connection: Connection) -> dict[str, MemoryRecord]:
-            return {
-                row.memory_id: _record(row)
-                for chunk in _chunks(memory_ids)
-                for row in connection.execute(_HEADS, {**_key(scope), "memory_ids": chunk}).all()
-            }
-
-        return await self._database.read(work)
-
-    async def neighbours(self, scope: Scope, memory_ids: Collection[str]) -> dict[str, tuple[str | None, str | None]]:
-        """See :meth:`agemem_mcp.domain.ports.Ledger.neighbours`."""
-        if not memory_ids:
-            return {}
-
-        def work(connection: Connection) -> dict[str, tuple[str | None, str | None]]:
-            return {
-                memory_id: (before, after)
-                for chunk in _chunks(memory_ids)
-                for memory_id, before, after in connection.execute(_NEIGHBOURS, {**_key(scope), "memory_ids": chunk})
-            }
-
-        return await self._database.read(work)
+        return await self.read(lambda view: view.heads(scope, memory_ids)) if memory_ids else {}
 
     async def usage(self, scope: Scope) -> Usage:
         """See :meth:`agemem_mcp.domain.ports.Ledger.usage`."""
@@ -240,6 +220,27 @@ class SqliteLedger:
     async def integrity_problems(self) -> list[str]:
         """What SQLite's own check finds; reads the whole file."""
         return await self._database.integrity_problems()
+
+
+class _View:
+    """Implements :class:`agemem_mcp.domain.ports.LedgerView`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def heads(self, scope: Scope, memory_ids: Collection[str]) -> dict[str, MemoryRecord]:
+        return {
+            row.memory_id: _record(row)
+            for chunk in _chunks(memory_ids)
+            for row in self._connection.execute(_HEADS, {**_key(scope), "memory_ids": chunk}).all()
+        }
+
+    def neighbours(self, scope: Scope, memory_ids: Collection[str]) -> dict[str, tuple[str | None, str | None]]:
+        return {
+            memory_id: (before, after)
+            for chunk in _chunks(memory_ids)
+            for memory_id, before, after in self._connection.execute(_NEIGHBOURS, {**_key(scope), "memory_ids": chunk})
+        }
 
 
 class _Transaction:

@@ -228,6 +228,18 @@ class LedgerTransaction(Protocol):
         ...
 
 
+class LedgerView(Protocol):
+    """Reads of one state of the ledger; synchronous, as :class:`LedgerTransaction`."""
+
+    def heads(self, scope: Scope, memory_ids: Collection[str]) -> dict[str, MemoryRecord]:
+        """The latest states of entries, deleted ones included; unknown ids are left out."""
+        ...
+
+    def neighbours(self, scope: Scope, memory_ids: Collection[str]) -> dict[str, tuple[str | None, str | None]]:
+        """What the same writer stored just before and just after each entry, live or not; unknown ids are left out."""
+        ...
+
+
 class Ledger(Protocol):
     """The append-only truth about long-term memory."""
 
@@ -239,12 +251,15 @@ class Ledger(Protocol):
         """
         ...
 
-    async def heads(self, scope: Scope, memory_ids: Collection[str]) -> dict[str, MemoryRecord]:
-        """The latest states of entries, deleted ones included; unknown ids are left out."""
+    async def read(self, work: Callable[[LedgerView], T]) -> T:
+        """Run ``work`` on one state of the ledger, in another thread, beside whoever writes.
+
+        Handing work over costs more than a statement does: what belongs together is handed over at once.
+        """
         ...
 
-    async def neighbours(self, scope: Scope, memory_ids: Collection[str]) -> dict[str, tuple[str | None, str | None]]:
-        """What the same writer stored just before and just after each entry, live or not; unknown ids are left out."""
+    async def heads(self, scope: Scope, memory_ids: Collection[str]) -> dict[str, MemoryRecord]:
+        """See :meth:`LedgerView.heads`."""
         ...
 
     async def usage(self, scope: Scope) -> Usage:

@@ -190,6 +190,10 @@ def _only_starter(folder: str) -> Generator[None]:
         os.close(descriptor)
 
 
+_ALLOCATION = {"MALLOC_TRIM_THRESHOLD_": "1000000"}
+"""Has glibc give back what was needed once, such as the model's file while it is read: 40 MB of a daemon's 400."""
+
+
 def _start(folder: str) -> tuple[subprocess.Popen[Any], int]:
     """Start a daemon that outlives this process; gives it and where in the log its words begin."""
     import subprocess  # noqa: PLC0415  who finds a daemon running does not need it
@@ -211,7 +215,7 @@ def _start(folder: str) -> tuple[subprocess.Popen[Any], int]:
             # -P: a module of the same name in whatever folder the client was started in must not be taken for ours.
             daemon = subprocess.Popen(
                 [sys.executable, "-P", "-m", "agemem_mcp.daemon"],
-                env={**os.environ, f"{_PREFIX}DATA_DIR": folder},
+                env={**_ALLOCATION, **os.environ, f"{_PREFIX}DATA_DIR": folder},
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -1,8 +1,9 @@
 """Keeping the index at the ledger's position: after each change, and after a start.
 
-The index is brought up to date from the ledger's heads, never from what a caller happens to hold.
-So the same code serves a write, the replay after a crash and a rebuild from nothing, applying
-something twice is harmless, and an entry changed twice at once ends in its last state.
+The index is brought up to date from the ledger's heads. So the same code serves a write, the replay
+after a crash and a rebuild from nothing, applying something twice is harmless, and an entry changed
+twice at once ends in its last state. Only the change that comes right after what is applied already need
+not be read again by who made it: it is the next head.
 """
 
 from __future__ import annotations
@@ -87,8 +88,12 @@ class Indexer:
             flushed = 0
         self._reached = self._flushed = flushed
 
-    async def catch_up(self, seq: int | None = None) -> None:
+    async def catch_up(self, seq: int | None = None, record: MemoryRecord | None = None) -> None:
         """Apply everything up to ``seq``, or to the ledger's end.
+
+        Args:
+            seq: a position of the ledger; None for its end.
+            record: what was committed at ``seq``, if the caller has it.
 
         Raises:
             AgeMemError: embedding or index failed; what was committed to the ledger is applied next time.
@@ -97,17 +102,21 @@ class Indexer:
             return
         async with self._turn:
             while seq is None or self._reached < seq:
-                heads, reached = await self._ledger.changed_since(self._reached, limit=_BATCH)
+                following = self._reached + 1
+                if record is not None and seq == following:
+                    heads, reached = [record], following
+                else:
+                    heads, reached = await self._ledger.changed_since(self._reached, limit=_BATCH)
                 if not heads:
                     return
                 await self._apply(heads)
                 self._reached = reached
                 self._schedule_flush()
 
-    async def try_catch_up(self, seq: int | None = None) -> None:
+    async def try_catch_up(self, seq: int | None = None, record: MemoryRecord | None = None) -> None:
         """Like :meth:`catch_up`, for callers whose change is already safe in the ledger: only logs a failure."""
         try:
-            await self.catch_up(seq)
+            await self.catch_up(seq, record)
         except AgeMemError as error:
             log.warning("index is behind the ledger", reached=self._reached, error=str(error))
 

@@ -112,7 +112,7 @@ class LongTermMemory:
             return record, False, self._put(ledger, MemoryEventKind.ADD, None, record, origin)
 
         record, duplicate, seq = await self._ledger.write(work)
-        await self._indexer.try_catch_up(seq)
+        await self._indexer.try_catch_up(seq, record)
         return AddResult(
             memory_id=record.memory_id,
             content=record.content,
@@ -142,7 +142,7 @@ class LongTermMemory:
             return before, after, self._put(ledger, MemoryEventKind.UPDATE, before, after, origin)
 
         before, after, seq = await self._ledger.write(work)
-        await self._indexer.try_catch_up(seq)
+        await self._indexer.try_catch_up(seq, after)
         return UpdateResult(
             memory_id=after.memory_id,
             version=after.version,
@@ -218,7 +218,7 @@ class LongTermMemory:
             return after, self._put(ledger, MemoryEventKind.RESTORE, head, after, origin)
 
         record, seq = await self._ledger.write(work)
-        await self._indexer.try_catch_up(seq)
+        await self._indexer.try_catch_up(seq, record)
         return record
 
     def _put(

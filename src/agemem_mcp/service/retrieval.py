@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from datetime import datetime
 
-    from agemem_mcp.domain.memory import MemoryQuery, MemoryRecord, ScoredMemory
-    from agemem_mcp.domain.ports import Ledger, MemoryIndex
+    from agemem_mcp.domain.memory import MemoryQuery, MemoryRecord, ScoredMemory, ScoreLists
+    from agemem_mcp.domain.ports import Ledger, LedgerView, MemoryIndex
     from agemem_mcp.service.fusion import Candidate
 
 CANDIDATES = 100
@@ -49,35 +49,28 @@ class Retriever:
 
     async def find(self, query: MemoryQuery, *, top_k: int) -> list[ScoredMemory]:
         """Return the ``top_k`` best memories, best first."""
-        candidates = fuse(await self._index.search(query))
+        lists = await self._index.search(query)
+        return await self._ledger.read(lambda view: self._best(view, query, lists, top_k))
+
+    def _best(self, view: LedgerView, query: MemoryQuery, lists: ScoreLists, top_k: int) -> list[ScoredMemory]:
+        """What the index found, as the ledger knows it."""
+        candidates = fuse(lists)
         ids = [one.memory_id for one in candidates]
-        neighbours = await self._ledger.neighbours(query.scope, ids[:_LOOKED_AROUND])
+        neighbours = view.neighbours(query.scope, ids[:_LOOKED_AROUND])
         around = {one for pair in neighbours.values() for one in pair if one is not None}
-        records: dict[str, MemoryRecord] = {}
+        found = set(ids)
         wanted = max(top_k, _LOOKED_AROUND if self._half_life is None else _LINKED)
-        await self._read(query, {*ids[:wanted], *around}, set(ids), records)
+        records = _shown(view, query, {*ids[:wanted], *around}, found)
         if any(title_of(record.metadata) is not None for record in records.values()):
-            await self._read(query, ids[:_LINKED], set(ids), records)
+            records |= _shown(view, query, set(ids[:_LINKED]) - records.keys(), found)
         hits = self._ranked(candidates, records, neighbours, query.now)
         distinct = _distinct(hits, top_k)
         if len(distinct) < top_k and len(ids) > wanted:
             # Some have expired, or say the same: what comes after them is wanted as well.
-            await self._read(query, ids, set(ids), records)
+            records |= _shown(view, query, found - records.keys(), found)
             hits = self._ranked(candidates, records, neighbours, query.now)
             distinct = _distinct(hits, top_k)
         return _repeats_last(distinct, hits, top_k)
-
-    async def _read(
-        self, query: MemoryQuery, memory_ids: Collection[str], found: Collection[str], records: dict[str, MemoryRecord]
-    ) -> None:
-        """Add what may be shown to ``records``. The ledger has the last word: scope, text, deletion and expiry."""
-        heads = await self._ledger.heads(query.scope, [one for one in memory_ids if one not in records])
-        # The index has applied the filter to what it found, not to the neighbours.
-        records |= {
-            memory_id: head
-            for memory_id, head in heads.items()
-            if head.is_live(query.now) and (memory_id in found or satisfies(head, query.conditions))
-        }
 
     def _ranked(
         self,
@@ -91,6 +84,18 @@ class Retriever:
             return hits
         aged = [replace(hit, score=hit.score * _freshness(hit.record, now, self._half_life)) for hit in hits]
         return sorted(aged, key=lambda hit: -hit.score)
+
+
+def _shown(
+    view: LedgerView, query: MemoryQuery, memory_ids: Collection[str], found: Collection[str]
+) -> dict[str, MemoryRecord]:
+    """Those of ``memory_ids`` that may be shown. The ledger has the last word: scope, text, deletion and expiry."""
+    # The index has applied the filter to what it found, not to the neighbours.
+    return {
+        memory_id: head
+        for memory_id, head in view.heads(query.scope, memory_ids).items()
+        if head.is_live(query.now) and (memory_id in found or satisfies(head, query.conditions))
+    }
 
 
 def _freshness(record: MemoryRecord, now: datetime, half_life: timedelta) -> float:

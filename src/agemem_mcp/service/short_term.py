@@ -10,6 +10,7 @@ from agemem_mcp.domain.context import (
     MessageKind,
     MessageState,
     Role,
+    Tally,
 )
 from agemem_mcp.domain.results import (
     AppendResult,
@@ -275,10 +276,10 @@ class ShortTermMemory:
 
         def work(store: SessionTransaction) -> tuple[str, list[str], ContextInfo]:
             if session_id is None:
-                session = self._sessions.mint(store, scope)
+                session, before = self._sessions.mint(store, scope), Tally(0, 0, 0)
             else:
                 self._sessions.use(store, scope, session := session_id)
-            before = self._sessions.measure(store, session)
+                before = self._sessions.measure(store, session)
             now = self._clock.now()
             added = [
                 Message(

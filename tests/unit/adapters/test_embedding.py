@@ -253,6 +253,14 @@ def test_a_model_of_another_width_is_refused(model_dir: Path) -> None:
         run(FastEmbedEmbedder(model_dir, dimensions=16).embed(["tea"]))
 
 
+def test_the_models_threads_do_not_keep_others_from_the_processor(model_dir: Path) -> None:
+    embedder = FastEmbedEmbedder(model_dir)
+    run(embedder.embed(["alice likes tea"]))
+    options = embedder._model._loaded.model.model.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "10"
+    run(embedder.close())
+
+
 def test_closing_finishes_what_was_asked_and_refuses_what_comes_after(model_dir: Path) -> None:
     async def scenario() -> None:
         embedder = FastEmbedEmbedder(model_dir)

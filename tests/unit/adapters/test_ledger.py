@@ -306,15 +306,15 @@ async def test_neighbours_are_what_was_stored_just_before_and_after_live_or_not(
     await append(ledger, record("mem_9"))
     await append(ledger, record("mem_3", scope=OTHER, follows="mem_1"))
     await append(ledger, record("mem_2", version=2, deleted=True, follows="mem_1"), MemoryEventKind.DELETE)
-    assert await ledger.neighbours(SCOPE, ["mem_1", "mem_2", "mem_4", "mem_9", "mem_none"]) == {
+    assert await ledger.read(lambda view: view.neighbours(SCOPE, ["mem_1", "mem_2", "mem_4", "mem_9", "mem_none"])) == {
         "mem_1": (None, "mem_2"),
         "mem_2": ("mem_1", "mem_3"),
         "mem_4": ("mem_3", None),
         "mem_9": (None, None),
     }
-    assert await ledger.neighbours(SCOPE, []) == {}
+    assert await ledger.read(lambda view: view.neighbours(SCOPE, [])) == {}
     many = [f"mem_x{number}" for number in range(1200)]
-    assert await ledger.neighbours(OTHER, [*many, "mem_3"]) == {"mem_3": ("mem_1", None)}
+    assert await ledger.read(lambda view: view.neighbours(OTHER, [*many, "mem_3"])) == {"mem_3": ("mem_1", None)}
     assert (await ledger.heads(SCOPE, ["mem_2"]))["mem_2"].follows == "mem_1"
     assert [one.record.follows for one in await ledger.history(SCOPE, "mem_2")] == ["mem_1", "mem_1"]
 
@@ -420,7 +420,7 @@ async def test_a_ledger_of_the_first_schema_is_brought_up_to_date_and_kept_as_a_
         assert await ledger.usage(SCOPE) == (2, sum(sizes))
         assert await ledger.usage(Scope("ana", "other")) == (1, len("It's another's; with a quote{}"))
         await append(ledger, record("mem_4", follows="mem_3"), writer="w")
-        assert await ledger.neighbours(SCOPE, ["mem_3"]) == {"mem_3": (None, "mem_4")}
+        assert await ledger.read(lambda view: view.neighbours(SCOPE, ["mem_3"])) == {"mem_3": (None, "mem_4")}
         await append(ledger, replace(heads["mem_1"], version=3, deleted=True), MemoryEventKind.DELETE)
         assert (await ledger.usage(SCOPE)).entries == 2
         assert await ledger.integrity_problems() == []

@@ -122,6 +122,27 @@ def test_a_title_leads_the_text_that_is_searched(metadata: dict[str, object], te
     assert indexed_text("It is cold.", metadata) == text
 
 
+async def test_who_made_the_next_change_need_not_read_it_again_and_after_a_gap_all_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    changed_since = SqliteLedger.changed_since
+
+    async def noted(ledger: SqliteLedger, seq: int, *, limit: int) -> tuple[list[MemoryRecord], int]:
+        reads.append(seq)
+        return await changed_since(ledger, seq, limit=limit)
+
+    monkeypatch.setattr(SqliteLedger, "changed_since", noted)
+    async with opened(tmp_path) as store:
+        await store.add("note one")
+        assert not reads
+        store.index.failures.append("apply")
+        await store.add("note two")
+        await store.add("note three")
+        assert reads == [1]
+        assert await store.found("note") == ["note one", "note three", "note two"]
+
+
 async def test_a_change_is_found_at_once(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         memory_id = await store.add("note about tea")

@@ -333,7 +333,9 @@ async def test_what_one_writer_stores_without_a_long_break_hangs_together(memory
     assert await follows(third) == second
     memory.clock.advance(NEIGHBOUR_GAP)
     assert await follows(await add("six", "w1")) is None
-    assert await memory.long_term._ledger.neighbours(SCOPE, [second]) == {second: (first, third)}
+    assert await memory.long_term._ledger.read(lambda view: view.neighbours(SCOPE, [second])) == {
+        second: (first, third)
+    }
     await add("one", "w1", OTHER)
     assert (await memory.long_term._ledger.list_heads(OTHER, limit=None, include_deleted=True))[0].follows is None
 
