@@ -70,7 +70,7 @@ async def optimise(store: CurrentStore, worker: Worker) -> None:
             for batch in shared.batches(changed, PAGE):
                 await worker.run(lambda batch=batch: copy.follow(batch))
             changed = await worker.run(copy.take_changes)
-        old = await worker.run(copy.become_current)
+        old = await worker.run(lambda: copy.become_current(changed))
     except (StoreError, OSError) as error:
         store.optimise_at = store.unoptimised + MIN_UNOPTIMISED // 2
         log.warning("memory_index_not_optimised", error=str(error))
@@ -127,10 +127,10 @@ class _Copy:
         assert self._shard is not None  # noqa: S101  loaded before
         self._shard.copy_points(points, self._source)
 
-    def become_current(self) -> Path:
-        """Take the shard's place; returns the folder that is no longer needed."""
+    def become_current(self, changed: Sequence[str]) -> Path:
+        """Follow the last points that changed, and take the shard's place; gives the folder no longer needed."""
         assert self._shard is not None  # noqa: S101  loaded before
-        self.follow(self.take_changes())
+        self.follow([*changed, *self.take_changes()])
         self._shard.flush()
         points = self._shard.points
         if points != self._source.points:

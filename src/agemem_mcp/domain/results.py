@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agemem_mcp.domain.context import MessageKind
 from agemem_mcp.domain.memory import FoundBy
 
 
@@ -144,6 +145,8 @@ class AppendResult(BaseModel):
 
     session_id: str
     message_ids: list[str]
+    tokens: list[int]
+    """Of each message."""
     context: ContextInfo
 
 
@@ -154,7 +157,10 @@ class ShownMessage(BaseModel):
 
     message_id: str
     role: str
+    kind: MessageKind
+    """Said or done in the conversation, found in long-term memory, or standing for messages that left."""
     content: str
+    tokens: int
     created_at: datetime
 
 

@@ -69,7 +69,12 @@ class ShortTermMemory:
         session_id, added, info = await self._extend(
             scope, operation.session_id, new, operation=operation.name, actor=actor, arguments={}
         )
-        return AppendResult(session_id=session_id, message_ids=added, context=info)
+        return AppendResult(
+            session_id=session_id,
+            message_ids=[message.message_id for message in added],
+            tokens=[message.tokens for message in added],
+            context=info,
+        )
 
     async def insert_retrieved(  # noqa: PLR0913  one row of the record of what was done
         self,
@@ -213,7 +218,9 @@ class ShortTermMemory:
             ShownMessage(
                 message_id=message.message_id,
                 role=message.role.value,
+                kind=message.kind,
                 content=message.content,
+                tokens=message.tokens,
                 created_at=message.created_at,
             )
             for message in window.messages
@@ -271,10 +278,10 @@ class ShortTermMemory:
         operation: str,
         actor: Actor,
         arguments: Mapping[str, object],
-    ) -> tuple[str, list[str], ContextInfo]:
+    ) -> tuple[str, list[Message], ContextInfo]:
         counts = [await self._sessions.count(content) for _, content, _ in new]
 
-        def work(store: SessionTransaction) -> tuple[str, list[str], ContextInfo]:
+        def work(store: SessionTransaction) -> tuple[str, list[Message], ContextInfo]:
             if session_id is None:
                 session, before = self._sessions.mint(store, scope), Tally(0, 0, 0)
             else:
@@ -299,7 +306,7 @@ class ShortTermMemory:
             store.put_messages(session, added)
             ids = [message.message_id for message in added]
             store.log(session, operation=operation, actor=actor, at=now, arguments=arguments, effect={"added": ids})
-            return session, ids, self._sessions.info(before.plus(added))
+            return session, added, self._sessions.info(before.plus(added))
 
         return await self._store.write(work)
 

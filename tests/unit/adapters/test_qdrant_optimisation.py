@@ -188,6 +188,23 @@ async def test_what_changes_while_it_is_under_way_is_not_lost(tmp_path: Path, pr
     assert damaged_copies(tmp_path / "index") == []
 
 
+@pytest.mark.parametrize("changed", [3, 300], ids=["few changes", "many changes"])
+async def test_entries_that_change_while_it_is_under_way_are_found_as_they_are_then(
+    tmp_path: Path, program: Program, changed: int
+) -> None:
+    index = await many(tmp_path / "index", 400)
+    optimising = asyncio.create_task(index.optimise_if_needed())
+    await program.running()
+    later = [replace(one, record=replace(one.record, version=2)) for one in entries(changed)]
+    await index.apply(later, [])
+    program.go_on()
+    await optimising
+    assert shard(tmp_path / "index").name == "shard-2"
+    versions = {one.memory_id: one.version async for page in index.entries() for one in page}
+    assert versions == {**dict.fromkeys(names(range(400)), 1), **dict.fromkeys(names(range(changed)), 2)}
+    await index.close()
+
+
 async def test_a_second_request_while_it_is_under_way_does_nothing(tmp_path: Path, program: Program) -> None:
     index = await many(tmp_path / "index")
     optimising = asyncio.create_task(index.optimise_if_needed())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agemem_mcp.domain.context import MessageKind
 from agemem_mcp.domain.results import (
     AddResult,
     AppendResult,
@@ -114,13 +115,17 @@ CASES: dict[str, tuple[Any, str]] = {
         f"Removed 0 messages: none is about that.\n{CONTEXT}",
     ),
     "append": (
-        AppendResult(session_id="ctx_1", message_ids=["msg_1"], context=info()),
+        AppendResult(session_id="ctx_1", message_ids=["msg_1"], tokens=[9], context=info()),
         f"Appended 1 message. {CONTEXT}",
     ),
     "show": (
         ShowResult(
             session_id="ctx_1",
-            messages=[ShownMessage(message_id="msg_1", role="user", content=LONG, created_at=NOW)],
+            messages=[
+                ShownMessage(
+                    message_id="msg_1", role="user", kind=MessageKind.MESSAGE, content=LONG, tokens=9, created_at=NOW
+                )
+            ],
             context=info(),
         ),
         f"[msg_1] user: {LONG}\n{CONTEXT}",
@@ -135,7 +140,10 @@ def test_a_result_reads(result: Any, text: str) -> None:
 
 def test_a_warning_and_an_estimate_are_told() -> None:
     result = AppendResult(
-        session_id="ctx_1", message_ids=[], context=info(message_count=1, approximate=True, warning="It is full.")
+        session_id="ctx_1",
+        message_ids=[],
+        tokens=[],
+        context=info(message_count=1, approximate=True, warning="It is full."),
     )
     assert as_text(result) == (
         "Appended 0 messages. Session ctx_1: 1 message, about 1,234 of 8,192 tokens. It is full."
