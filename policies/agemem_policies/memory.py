@@ -1,0 +1,157 @@
+"""The memory server as an agent uses it: tool calls through an MCP client, in this process or over a network."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mcp.client.client import Client
+from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.shared.exceptions import MCPError
+
+from agemem_mcp.domain.memory import Actor
+from agemem_mcp.errors import AgeMemError, ConfigurationError, StoreError
+from agemem_mcp.server.tools import ACTOR_META_KEY, SESSION_META_KEY, MemoryServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from agemem_mcp.domain.memory import Scope
+    from agemem_mcp.service.gate import ServiceGate
+
+_NAMESPACE_HEADER = "X-Agemem-Namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a call was answered."""
+
+    text: str
+    """As the model is shown it."""
+    structured: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The complete result; empty for an error."""
+    is_error: bool = False
+
+
+class MemoryTools:
+    """Calls tools of a memory server, on behalf of a session."""
+
+    def __init__(self, client: Client) -> None:
+        """Use a client that is connected already."""
+        self._client = client
+
+    async def call(
+        self, name: str, arguments: dict[str, Any], *, session_id: str | None, actor: Actor = Actor.POLICY
+    ) -> Observation:
+        """Call a tool; what it refuses is an observation as well.
+
+        Args:
+            name: its wire name.
+            arguments: as the model wrote them.
+            session_id: on whose behalf; the ledger notes it.
+            actor: who decided to call it.
+
+        Raises:
+            StoreError: the server cannot be reached any more.
+        """
+        meta: Any = {ACTOR_META_KEY: actor.value}
+        if session_id is not None:
+            meta[SESSION_META_KEY] = session_id
+        try:
+            result = await self._client.call_tool(name, arguments, meta=meta)
+        except (MCPError, OSError, RuntimeError) as error:
+            msg = f"The memory server did not answer {name} ({error}). Check that it runs, and try again."
+            raise StoreError(msg) from error
+        text = "\n".join(getattr(part, "text", "") for part in result.content)
+        return Observation(text, result.structured_content or {}, bool(result.is_error))
+
+    async def require(
+        self, name: str, arguments: dict[str, Any], *, session_id: str | None, actor: Actor
+    ) -> dict[str, Any]:
+        """Call a tool that must succeed; gives its complete result.
+
+        Raises:
+            StoreError: the server refused it, or cannot be reached.
+        """
+        observation = await self.call(name, arguments, session_id=session_id, actor=actor)
+        if observation.is_error:
+            raise StoreError(observation.text)
+        return observation.structured
+
+
+@asynccontextmanager
+async def tools_in_process(gate: ServiceGate, scope: Scope) -> AsyncGenerator[MemoryTools]:
+    """A memory of this process, through the MCP server all the same."""
+    server = MemoryServer(gate, scope_of=lambda _: scope)
+    async with Client(server.mcp) as client:
+        yield MemoryTools(client)
+    await server.drain()
+
+
+@asynccontextmanager
+async def tools_of_folder(data_dir: Path, namespace: str) -> AsyncGenerator[MemoryTools]:
+    """The memory of a data folder, through whoever owns it, which is started if need be.
+
+    Raises:
+        ConfigurationError: it could not be started; what was said on stderr tells why.
+    """
+    command = ["-m", "agemem_mcp", "serve", "--data-dir", str(data_dir), "--namespace", namespace]
+    parameters = StdioServerParameters(command=sys.executable, args=command, env=dict(os.environ))
+    async with _connected(Client(stdio_client(parameters)), f"in {data_dir}") as tools:
+        yield tools
+
+
+@asynccontextmanager
+async def tools_at(url: str, *, token: str | None, namespace: str) -> AsyncGenerator[MemoryTools]:
+    """The memory of a server, such as ``http://127.0.0.1:8000/mcp``.
+
+    Raises:
+        ConfigurationError: there is none, or it wants another token.
+    """
+    import httpx2  # noqa: PLC0415  the SDK's own HTTP client; a folder's memory does not need it
+    from mcp.client.streamable_http import streamable_http_client  # noqa: PLC0415  as above
+
+    headers = {_NAMESPACE_HEADER: namespace}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=120) as http,
+        _connected(Client(streamable_http_client(url, http_client=http)), f"at {url}") as tools,
+    ):
+        yield tools
+
+
+@asynccontextmanager
+async def _connected(client: Client, where: str) -> AsyncGenerator[MemoryTools]:
+    entered = False
+    try:
+        async with client:
+            entered = True
+            yield MemoryTools(client)
+    except BaseExceptionGroup as group:
+        # The client's task groups wrap whatever happens within them.
+        cause = _cause(group)
+        if entered or isinstance(cause, AgeMemError) or not isinstance(cause, Exception):
+            raise cause from group
+        raise _unusable(where, cause) from group
+    except (MCPError, OSError) as error:
+        if entered:
+            raise
+        raise _unusable(where, error) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _unusable(where: str, cause: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"No memory server could be used {where} ({cause}). Check the address, that it runs, and AGEMEM_TOKEN if it "
+        "wants a token."
+    )
