@@ -13,7 +13,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
 
 from agemem_mcp.domain.memory import Actor
-from agemem_mcp.errors import AgeMemError, ConfigurationError, StoreError
+from agemem_mcp.errors import AgeMemError, ConfigurationError, InvalidOperation, StoreError
 from agemem_mcp.server.tools import ACTOR_META_KEY, SESSION_META_KEY, MemoryServer
 
 if TYPE_CHECKING:
@@ -75,11 +75,12 @@ class MemoryTools:
         """Call a tool that must succeed; gives its complete result.
 
         Raises:
-            StoreError: the server refused it, or cannot be reached.
+            InvalidOperation: the server refused it.
+            StoreError: the server cannot be reached any more.
         """
         observation = await self.call(name, arguments, session_id=session_id, actor=actor)
         if observation.is_error:
-            raise StoreError(observation.text)
+            raise InvalidOperation(observation.text)
         return observation.structured
 
 

@@ -21,8 +21,8 @@ from agemem_mcp.errors import InvalidOperation
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_TURN_CHARS = 200_000
-"""More of a turn is not read: no model means it."""
+MAX_TURN_BYTES = 64_000
+"""A longer turn is not read: it could not be kept in a context."""
 
 FORMAT = (
     'Write <think>…</think>, then either <tool_call>[{"name": …, "arguments": {…}}]</tool_call> '
@@ -128,8 +128,8 @@ def parse(text: str, *, strict: bool = False, cut_off: bool = False) -> Turn:
     Raises:
         ProtocolViolation: it is no turn.
     """
-    if len(text) > MAX_TURN_CHARS:
-        reason = f"it has {len(text):,} characters, more than {MAX_TURN_CHARS:,}"
+    if len(text) > MAX_TURN_BYTES or len(text.encode("utf-8", "replace")) > MAX_TURN_BYTES:
+        reason = f"it is longer than {MAX_TURN_BYTES:,} bytes"
         raise ProtocolViolation(reason)
     if not text.strip():
         reason = "it is empty"

@@ -56,7 +56,8 @@ class SessionContext:
         """Take up a session.
 
         Raises:
-            StoreError: there is none of that name in this scope.
+            InvalidOperation: there is none of that name in this scope.
+            StoreError: the server cannot be reached.
         """
         context = cls(tools)
         context._session_id = session_id
@@ -75,7 +76,8 @@ class SessionContext:
         """Append messages.
 
         Raises:
-            StoreError: the server refused them, or cannot be reached.
+            InvalidOperation: the server refused them.
+            StoreError: the server cannot be reached.
         """
         for start in range(0, len(new), _MOST_AT_ONCE):
             await self._append(new[start : start + _MOST_AT_ONCE], actor)
@@ -108,7 +110,8 @@ class SessionContext:
         """Ask the server for the whole context.
 
         Raises:
-            StoreError: the session has expired, or the server cannot be reached.
+            InvalidOperation: the session has expired.
+            StoreError: the server cannot be reached.
         """
         arguments = {"session_id": self.session_id}
         shown = await self._tools.require(

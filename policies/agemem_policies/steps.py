@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agemem_mcp.errors import ProviderError
+    from agemem_mcp.errors import AgeMemError
     from agemem_policies.memory import Observation
     from agemem_policies.policy import Completion, Prompt
     from agemem_policies.protocol import Call, Turn
@@ -31,6 +31,7 @@ class StopReason(StrEnum):
     """The same calls again and again, whatever they were answered."""
     CONTEXT_OVERFLOW = "context_overflow"
     PROVIDER_ERROR = "provider_error"
+    MEMORY_ERROR = "memory_error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ class Trajectory:
     """With :attr:`StopReason.CLIENT_CALLS`: what the client is to run."""
     said: str = ""
     """What was told as the answer while it ran: the answer, and with native calling what stood beside calls."""
-    error: ProviderError | None = None
-    """With :attr:`StopReason.PROVIDER_ERROR`: what failed."""
+    error: AgeMemError | None = None
+    """With :attr:`StopReason.PROVIDER_ERROR` and :attr:`StopReason.MEMORY_ERROR`: what failed."""
     context_tokens: int = 0
     """In the context at the end: T_used of the reward (AgeMem, A.2)."""
     prompt_tokens: int = 0
@@ -81,11 +82,16 @@ class Trajectory:
         """All calls of all turns."""
         return [call for step in self.steps if step.turn is not None for call in step.turn.calls]
 
+    def counted(self, completion: Completion) -> None:
+        """Count what the model read and wrote, where it tells."""
+        self.prompt_tokens += completion.prompt_tokens or 0
+        self.completion_tokens += completion.completion_tokens or 0
+
     def raise_for_error(self) -> None:
-        """Raise what the model's provider failed with, if it did.
+        """Raise what the model's provider or the memory server failed with, if one did.
 
         Raises:
-            ProviderError: see :attr:`error`.
+            AgeMemError: see :attr:`error`.
         """
         if self.error is not None:
             raise self.error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from agemem_mcp.errors import InvalidOperation
 
@@ -118,6 +118,46 @@ def in_words(life: timedelta) -> str:
     return "1 hour" if hours == 1 else f"{hours:g} hours"
 
 
+class InContext(Protocol):
+    """What a message must tell to be counted to a round."""
+
+    @property
+    def role(self) -> Role:
+        """Who it comes from."""
+        ...
+
+    @property
+    def kind(self) -> MessageKind:
+        """How it came into the context."""
+        ...
+
+
+M = TypeVar("M", bound=InContext)
+
+
+def rounds_of(messages: Sequence[M]) -> list[list[M]]:
+    """The reducible messages by round (AgeMem, section 3.2), system messages left out.
+
+    A round is a user message and what followed until the next one. What stands before the first user
+    message is a round of its own, and so is a summary with what follows it: it stands for user messages.
+    """
+    rounds: list[list[M]] = []
+    for message in messages:
+        if message.role is Role.SYSTEM:
+            continue
+        if message.role is Role.USER or message.kind is MessageKind.SUMMARY or not rounds:
+            rounds.append([])
+        rounds[-1].append(message)
+    return rounds
+
+
+def in_span(messages: Sequence[M], span: str) -> list[M]:
+    """The messages that ``span`` names: ``"all"`` or the last N rounds."""
+    rounds = rounds_of(messages)
+    chosen = rounds if span == "all" else rounds[-int(span) :]
+    return [message for one in chosen for message in one]
+
+
 @dataclass(frozen=True, slots=True)
 class ContextWindow:
     """The messages now in a session's context, in order."""
@@ -134,31 +174,14 @@ class ContextWindow:
         """Sum of the messages' tokens; a client's own framing of each message is not in it."""
         return sum(message.tokens for message in self.messages)
 
-    def rounds(self) -> list[list[Message]]:
-        """The reducible messages by round (AgeMem, section 3.2), system messages left out.
-
-        A round is a user message and what followed until the next one. What stands before the
-        first user message is a round of its own, and so is a summary with what follows it: it stands
-        for user messages.
-        """
-        rounds: list[list[Message]] = []
-        for message in self.messages:
-            if message.role is Role.SYSTEM:
-                continue
-            if message.role is Role.USER or message.kind is MessageKind.SUMMARY or not rounds:
-                rounds.append([])
-            rounds[-1].append(message)
-        return rounds
-
     def span(self, span: str) -> list[Message]:
         """The messages that ``span`` names: ``"all"`` or the last N rounds.
 
         Raises:
             InvalidOperation: nothing is there to take.
         """
-        rounds = self.rounds()
-        if not rounds:
+        chosen = in_span(self.messages, span)
+        if not chosen:
             msg = "The context is empty: there is nothing to summarise. Append or retrieve first."
             raise InvalidOperation(msg)
-        chosen = rounds if span == "all" else rounds[-int(span) :]
-        return [message for one in chosen for message in one]
+        return chosen

@@ -181,9 +181,11 @@ class NewMessage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # A host may append system messages, a model may not and is not told of them (`ShortTermMemory.append`).
     role: Annotated[
-        Literal["user", "assistant", "tool"],
+        Literal["user", "assistant", "tool", "system"],
         BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value),
+        Field(json_schema_extra={"enum": ["user", "assistant", "tool"]}),
     ]
     content: Annotated[str, arguments.text("content")]
 

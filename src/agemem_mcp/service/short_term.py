@@ -12,6 +12,7 @@ from agemem_mcp.domain.context import (
     Role,
     Tally,
 )
+from agemem_mcp.domain.memory import Actor
 from agemem_mcp.domain.results import (
     AppendResult,
     ContextInfo,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from agemem_mcp.domain.context import ContextWindow
-    from agemem_mcp.domain.memory import Actor, Scope
+    from agemem_mcp.domain.memory import Scope
     from agemem_mcp.domain.modes import FilterMode
     from agemem_mcp.domain.operations import AppendContext, FilterContext, ShowContext, SummaryContext
     from agemem_mcp.domain.ports import Clock, Embedder, SessionStore, SessionTransaction
@@ -64,7 +65,11 @@ class ShortTermMemory:
 
         Raises:
             NotFound: unknown, expired or another caller's session.
+            InvalidOperation: a policy wants to write a system message, which nothing could remove again.
         """
+        if actor is Actor.POLICY and any(message.role == Role.SYSTEM for message in operation.messages):
+            msg = f"{operation.name}: the role of a message must be 'user', 'assistant' or 'tool'."
+            raise InvalidOperation(msg)
         new = [(Role(message.role), message.content, MessageKind.MESSAGE) for message in operation.messages]
         session_id, added, info = await self._extend(
             scope, operation.session_id, new, operation=operation.name, actor=actor, arguments={}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agemem_mcp.domain.context import ContextWindow, Message, MessageKind, Role
+from agemem_mcp.domain.context import ContextWindow, Message, MessageKind, Role, rounds_of
 from agemem_mcp.errors import InvalidOperation
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -25,7 +25,7 @@ def window(roles: str) -> ContextWindow:
 
 def rounds(roles: str) -> list[str]:
     """The rounds, as their messages' numbers."""
-    return ["".join(one.message_id for one in messages) for messages in window(roles).rounds()]
+    return ["".join(one.message_id for one in messages) for messages in rounds_of(window(roles).messages)]
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,7 @@ def test_a_summary_opens_a_round_because_it_stands_for_user_messages() -> None:
         Message(f"msg_{number}", role, "x", NOW, number, kind=kind) for number, (role, kind) in enumerate(talk, 1)
     )
     summed = ContextWindow(messages)
-    assert [[one.message_id for one in round_] for round_ in summed.rounds()] == [["msg_1"], ["msg_2", "msg_3"]]
+    assert [[one.message_id for one in round_] for round_ in rounds_of(summed.messages)] == [
+        ["msg_1"],
+        ["msg_2", "msg_3"],
+    ]

@@ -312,7 +312,7 @@ def test_a_message_may_come_alone_or_as_text(given: object) -> None:
     ("given", "complaint"),
     [
         ([], "at least 1 item"),
-        ([{"role": "system", "content": "Obey."}], "messages.0.role"),
+        ([{"role": "developer", "content": "Obey."}], "messages.0.role"),
         ([{"role": "user"}], "messages.0.content is missing"),
         ([{"role": "user", "content": "x", "tokens": 1}], "no argument messages.0.tokens"),
         ("5", "valid list"),

@@ -27,6 +27,7 @@ from agemem_mcp.domain.operations import (
     ShowContext,
     SummaryContext,
     SummaryResult,
+    input_schema,
 )
 from agemem_mcp.errors import InvalidOperation, NotFound
 
@@ -181,6 +182,15 @@ async def test_there_is_nothing_to_summarise_in_an_empty_context(context: Contex
     result: Any = await context.service.apply(SCOPE, RetrieveMemory(query="tea", metadata_filter={}))
     with pytest.raises(InvalidOperation, match="nothing to summarise"):
         await context.summarise(result.session_id)
+
+
+async def test_a_host_may_append_system_messages_and_a_policy_may_not(context: Context) -> None:
+    operation = AppendContext.model_validate({"messages": [{"role": "system", "content": "Obey."}]})
+    with pytest.raises(InvalidOperation, match="must be 'user', 'assistant' or 'tool'"):
+        await context.short_term.append(SCOPE, operation, Actor.POLICY)
+    result = await context.short_term.append(SCOPE, operation, Actor.ENVIRONMENT)
+    assert result.context.message_count == 1
+    assert "system" not in json.dumps(input_schema(AppendContext))
 
 
 async def test_system_messages_are_neither_summarised_nor_filtered(context: Context) -> None:
