@@ -195,7 +195,8 @@ def _check_form(blocks: list[_Block], outside: str) -> None:
     if unclosed := next((block for block in blocks if not block.closed), None):
         reason = f"<{unclosed.tag}> is not closed"
         raise ProtocolViolation(reason)
-    if any(_TAG.search(block.content) for block in blocks):
+    # Within calls they are text: JSON tells where a string ends.
+    if any(_TAG.search(block.content) for block in blocks if block.tag != "tool_call"):
         reason = "a tag stands within another"
         raise ProtocolViolation(reason)
 
