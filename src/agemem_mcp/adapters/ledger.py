@@ -53,7 +53,8 @@ _HEAD_BY_DIGEST = (
         memories.c.deleted == false(),
         memories.c.expires_at.is_(None) | (memories.c.expires_at > bindparam("now")),
     )
-    .order_by(memories.c.seq)
+    # An expression: by the bare column SQLite would walk the whole scope in its order instead of looking the text up.
+    .order_by(memories.c.seq + 0)
     .limit(1)
 )
 _later = memories.alias("later")

@@ -281,7 +281,8 @@ class LongTermMemory:
 
     async def _near(self, scope: Scope, content: str, vector: VectorD | None) -> list[SimilarMemory]:
         """Existing memories close to a text: by cosine, or by shared words where there is no model."""
-        query = MemoryQuery(scope=scope, text=content, vector_D=vector, limit=_SIMILAR_SHOWN + 1, now=self._clock.now())
+        words = content if vector is None else ""
+        query = MemoryQuery(scope=scope, text=words, vector_D=vector, limit=_SIMILAR_SHOWN + 1, now=self._clock.now())
         try:
             lists = await self._index.search(query)
         except StoreError as error:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import sqlite
 
-from agemem_mcp.adapters.ledger import _EXPIRED, SqliteLedger
+from agemem_mcp.adapters.ledger import _CHANGED_SINCE, _EXPIRED, _HEAD_BY_DIGEST, _LAST_ADDED, SqliteLedger
 from agemem_mcp.adapters.system import SteppingClock
 from agemem_mcp.domain.memory import Actor, MemoryEventKind, MemoryRecord, Scope
 from agemem_mcp.domain.text import digest
@@ -72,6 +72,29 @@ async def ledger(tmp_path: Path) -> AsyncGenerator[SqliteLedger]:
     """An empty ledger."""
     async with opened(tmp_path / "ledger.db") as ledger:
         yield ledger
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (_HEAD_BY_DIGEST, "memories_by_digest (principal=? AND namespace=? AND digest=?)"),
+        (_LAST_ADDED, "operations_by_writer (principal=? AND namespace=? AND writer=?)"),
+        (_EXPIRED, "memories_by_expiry (principal=? AND namespace=? AND deleted=? AND expires_at<?)"),
+        (_CHANGED_SINCE, "ix_memories_seq (seq>?)"),
+    ],
+    ids=["text", "writer", "expiry", "change"],
+)
+async def test_what_each_call_asks_is_looked_up_however_large_a_scope_is(
+    ledger: SqliteLedger, statement: Any, index: str
+) -> None:
+    text = str(statement.compile(dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True}))
+
+    def work(connection: Any) -> list[str]:
+        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", tuple("1" * text.count("?")))
+        return [row[3] for row in rows]
+
+    plan = await ledger._database.read(work)
+    assert any(step.startswith("SEARCH") and step.endswith(index) for step in plan), plan
 
 
 async def test_an_entry_comes_back_as_it_was_written_also_after_a_start(tmp_path: Path) -> None:
