@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from agemem_mcp.domain.context import MessageKind, Role
 from agemem_mcp.domain.memory import Actor
-from agemem_mcp.errors import ProviderError, StoreError
+from agemem_mcp.errors import AgeMemError, ProviderError
 from agemem_policies.baselines import AGEMEM, Kit
 from agemem_policies.budget import SUMMARISE_FROM, Overflow, framed_tokens, newest_rounds
 from agemem_policies.carrying_out import CallRunner
@@ -159,7 +159,7 @@ class Agent:
                 run.trajectory.stop_reason = self._used_up(run)
                 if run.trajectory.stop_reason is None:
                     await self._round(run)
-        except (ProviderError, StoreError) as error:
+        except AgeMemError as error:
             provider = isinstance(error, ProviderError)
             run.trajectory.stop_reason = StopReason.PROVIDER_ERROR if provider else StopReason.MEMORY_ERROR
             run.trajectory.error = error

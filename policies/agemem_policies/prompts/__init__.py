@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from agemem_mcp.domain.context import SessionLives
-from agemem_mcp.domain.operations import input_schema, tool_name
+from agemem_mcp.domain.operations import SIX, input_schema, tool_name
 from agemem_mcp.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -44,7 +44,15 @@ def function_of(operation: type[Operation]) -> dict[str, Any]:
     schema = input_schema(operation)
     schema["properties"].pop("session_id", None)
     schema["required"] = [name for name in schema.get("required", []) if name != "session_id"]
-    return {"name": tool_name(operation), "description": operation.describe(SessionLives()), "parameters": schema}
+    return {"name": tool_name(operation), "description": operation.description, "parameters": schema}
+
+
+def _about(text: str, offered: set[str]) -> str:
+    """The text without those of its points ("- …") that speak of tools which are not offered."""
+    everything = {tool_name(operation) for operation in SIX}
+    first, *points = re.split(r"\n(?=- )", text)
+    kept = [point for point in points if not any(name in point for name in everything - offered)]
+    return "\n".join([first, *kept])
 
 
 def agent_prompt(
@@ -67,7 +75,7 @@ def agent_prompt(
     """
     parts = [load_prompt("agent", folder)]
     if operations:
-        parts.append(load_prompt("memory", folder))
+        parts.append(_about(load_prompt("memory", folder), {tool_name(operation) for operation in operations}))
     if not native:
         functions = [*(function_of(operation) for operation in operations), *client_tools]
         listed = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)

@@ -39,7 +39,9 @@ class Operation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     description: ClassVar[str]
-    """What a model is told; `describe` fills in what depends on settings."""
+    """What a model is told."""
+    about_sessions: ClassVar[str] = ""
+    """What one is told besides that has to name its session itself; `describe` fills in what depends on settings."""
     title: ClassVar[str]
     """What a person is shown."""
     read_only: ClassVar[bool] = False
@@ -50,7 +52,7 @@ class Operation(BaseModel):
     @classmethod
     def describe(cls, lives: SessionLives) -> str:
         """The description for a server whose sessions expire after these times."""
-        text = cls.description.replace("{used}", in_words(lives.used))
+        text = f"{cls.description} {cls.about_sessions}".strip().replace("{used}", in_words(lives.used))
         return text.replace("{unnamed}", in_words(lives.unnamed))
 
 
@@ -118,8 +120,11 @@ class RetrieveMemory(Operation):
     title = "Retrieve memory"
     description = (
         "Search long-term memory by meaning and words. The hits are returned and enter the session's context as one "
-        "message. Without session_id a new session is opened and its id returned. Pass that id on: a session never "
-        "named again expires after {unnamed}, any other after {used} without use."
+        "message."
+    )
+    about_sessions = (
+        "Without session_id a new session is opened and its id returned. Pass that id on: a session never named again "
+        "expires after {unnamed}, any other after {used} without use."
     )
 
     query: Annotated[str, arguments.text("query"), Field(description="What to look for, in plain words.")]
