@@ -12,7 +12,20 @@ from agemem_mcp.settings import setting_rows
 ROOT = Path(__file__).parents[2]
 EXPORTED: dict[str, list[str]] = {
     "agemem_mcp": ["__version__"],
-    "agemem_policies": ["MemoryOperation"],
+    "agemem_policies": [
+        *(
+            "Agent",
+            "AgentOptions",
+            "Call",
+            "ChatMessage",
+            "Completion",
+            "Limits",
+            "MemoryOperation",
+            "Policy",
+            "Prompt",
+        ),
+        *("ProtocolViolation", "ScriptedPolicy", "Step", "StopReason", "Trajectory", "Turn", "parse", "render"),
+    ],
     "agemem_training": ["MemoryOperation"],
 }
 
