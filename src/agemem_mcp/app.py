@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from agemem_mcp.adapters.sessions import SqliteSessionStore
     from agemem_mcp.domain.ports import Clock, Embedder, IdSource, MemoryIndex, Summarizer, TokenCounter
     from agemem_mcp.service.archive import MemoryArchive, SessionArchive
+    from agemem_mcp.service.current_embedder import CurrentEmbedder
+    from agemem_mcp.service.indexing import Indexer
+    from agemem_mcp.service.long_term import LongTermMemory
     from agemem_mcp.service.memory_service import MemoryService
+    from agemem_mcp.service.short_term import ShortTermMemory
     from agemem_mcp.service.upkeep import Upkeep
     from agemem_mcp.settings import Settings
 
@@ -77,23 +81,15 @@ async def open_service(  # noqa: PLR0913  what tests, training and owners set
     """
     # Imported here: a server answers its handshake before any of this is loaded.
     from agemem_mcp.adapters.data_folder import DataFolder
-    from agemem_mcp.adapters.ledger import SqliteLedger
-    from agemem_mcp.adapters.sessions import SqliteSessionStore
     from agemem_mcp.adapters.system import RandomIds, SequentialIds, SystemClock
     from agemem_mcp.adapters.tokens import load_token_counter
-    from agemem_mcp.service.current_embedder import CurrentEmbedder
-    from agemem_mcp.service.indexing import Indexer
-    from agemem_mcp.service.long_term import LongTermMemory
     from agemem_mcp.service.maintenance import Maintenance
     from agemem_mcp.service.memory_service import MemoryService
     from agemem_mcp.service.reindexing import Reindexer
-    from agemem_mcp.service.relevance import DEFAULT_THETA
-    from agemem_mcp.service.sessions import SessionRules, Sessions
-    from agemem_mcp.service.short_term import ShortTermMemory
-    from agemem_mcp.service.summarising import SummarizerChain
 
-    clock = clock or SystemClock()
-    ids = ids or (SequentialIds if settings.ids == "sequential" else RandomIds)(settings.seed)
+    sources = _Sources(
+        clock or SystemClock(), ids or (SequentialIds if settings.ids == "sequential" else RandomIds)(settings.seed)
+    )
     folder = DataFolder(settings.data_dir)
     async with AsyncExitStack() as stack:
         folder.prepare()
@@ -101,49 +97,126 @@ async def open_service(  # noqa: PLR0913  what tests, training and owners set
             stack.callback(folder.lock().release)
         store = await _ready_assets(settings, on_progress)
         tokens = await asyncio.to_thread(load_token_counter, settings.context.tokenizer, store.tiktoken_dir)
-        models = _models(settings, store)
-        stack.push_async_callback(models.close)
-        embedder = None if models.present is None else CurrentEmbedder(models.present)
-        models.in_use = lambda: None if embedder is None else embedder.present
-        mode = FilterMode.LEXICAL if embedder is None else settings.filter.mode
-        rules = SessionRules(budget_tokens=settings.context.budget_tokens, lives=settings.context.lives)
-        desk = Sessions(tokens=tokens, clock=clock, ids=ids, rules=rules)
-        ledger = await SqliteLedger.open(folder.ledger, clock=clock)
-        stack.push_async_callback(ledger.close)
-        sessions = await SqliteSessionStore.open(folder.sessions)
-        stack.push_async_callback(sessions.close)
-        index = await _open_index(settings, folder, ledger, embedder, rebuild=rebuild_index)
-        stack.push_async_callback(index.close)
-        if rebuild_index:
-            await index.clear()
-        indexer = Indexer(ledger, index, embedder)
-        await indexer.start()
-        stack.push_async_callback(indexer.close)
-        await indexer.replay(lambda reached, end: on_progress(Progress("bringing the index up to date", reached, end)))
-        short_term = ShortTermMemory(
-            store=sessions,
-            sessions=desk,
-            embedder=embedder,
-            summarizers=SummarizerChain(_summarizers(settings, tokens, stack), count=desk.count),
-            clock=clock,
-            filter_mode=mode,
-            filter_theta=DEFAULT_THETA[mode] if settings.filter.theta is None else settings.filter.theta,
-        )
-        long_term = LongTermMemory(
-            ledger=ledger,
-            index=index,
-            indexer=indexer,
-            embedder=embedder,
-            clock=clock,
-            ids=ids,
-            half_life=None if settings.recency_days is None else timedelta(days=settings.recency_days),
-            retention=Retention.parse(settings.retention),
-            quota=settings.quota.limits,
-        )
+        models, embedder = _embedding(settings, store, stack)
+        stores = await _open_stores(settings, folder, sources.clock, embedder, stack, rebuild_index=rebuild_index)
+        indexer = await _caught_up(stores, embedder, stack, on_progress)
+        short_term = _short_term(settings, stores, sources, embedder, tokens=tokens, stack=stack)
+        long_term = _long_term(settings, stores, sources, embedder, indexer)
         purger = asyncio.create_task(_purge_now_and_then(short_term.purge_expired))
         stack.push_async_callback(_cancelled, purger)
-        reindexer = Reindexer(ledger=ledger, index=index, indexer=indexer, embedder=embedder)
-        yield MemoryService(long_term, short_term, Maintenance(ledger, index, indexer, reindexer, models.exchanged))
+        reindexer = Reindexer(ledger=stores.ledger, index=stores.index, indexer=indexer, embedder=embedder)
+        maintenance = Maintenance(stores.ledger, stores.index, indexer, reindexer, models.exchanged)
+        yield MemoryService(long_term, short_term, maintenance)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """Where time and ids come from."""
+
+    clock: Clock
+    ids: IdSource
+
+
+@dataclass(frozen=True, slots=True)
+class _Stores:
+    """What holds memories and contexts."""
+
+    ledger: SqliteLedger
+    sessions: SqliteSessionStore
+    index: MemoryIndex
+
+
+def _embedding(settings: Settings, store: AssetStore, stack: AsyncExitStack) -> tuple[Models, CurrentEmbedder | None]:
+    """The embedding model, and the place in which it can be exchanged; None for words alone."""
+    from agemem_mcp.service.current_embedder import CurrentEmbedder
+
+    models = _models(settings, store)
+    stack.push_async_callback(models.close)
+    embedder = None if models.present is None else CurrentEmbedder(models.present)
+    models.in_use = lambda: None if embedder is None else embedder.present
+    return models, embedder
+
+
+async def _open_stores(  # noqa: PLR0913  what it stands on
+    settings: Settings,
+    folder: DataFolder,
+    clock: Clock,
+    embedder: Embedder | None,
+    stack: AsyncExitStack,
+    *,
+    rebuild_index: bool,
+) -> _Stores:
+    from agemem_mcp.adapters.ledger import SqliteLedger
+    from agemem_mcp.adapters.sessions import SqliteSessionStore
+
+    ledger = await SqliteLedger.open(folder.ledger, clock=clock)
+    stack.push_async_callback(ledger.close)
+    sessions = await SqliteSessionStore.open(folder.sessions)
+    stack.push_async_callback(sessions.close)
+    index = await _open_index(settings, folder, ledger, embedder, rebuild=rebuild_index)
+    stack.push_async_callback(index.close)
+    if rebuild_index:
+        await index.clear()
+    return _Stores(ledger, sessions, index)
+
+
+async def _caught_up(
+    stores: _Stores, embedder: Embedder | None, stack: AsyncExitStack, on_progress: Callable[[Progress], None]
+) -> Indexer:
+    """What keeps the index at the ledger's position, once it is there."""
+    from agemem_mcp.service.indexing import Indexer
+
+    indexer = Indexer(stores.ledger, stores.index, embedder)
+    await indexer.start()
+    stack.push_async_callback(indexer.close)
+    await indexer.replay(lambda reached, end: on_progress(Progress("bringing the index up to date", reached, end)))
+    return indexer
+
+
+def _short_term(  # noqa: PLR0913  what it stands on
+    settings: Settings,
+    stores: _Stores,
+    sources: _Sources,
+    embedder: Embedder | None,
+    *,
+    tokens: TokenCounter,
+    stack: AsyncExitStack,
+) -> ShortTermMemory:
+    from agemem_mcp.service.relevance import DEFAULT_THETA
+    from agemem_mcp.service.sessions import SessionRules, Sessions
+    from agemem_mcp.service.short_term import ShortTermMemory
+    from agemem_mcp.service.summarising import SummarizerChain
+
+    mode = FilterMode.LEXICAL if embedder is None else settings.filter.mode
+    rules = SessionRules(budget_tokens=settings.context.budget_tokens, lives=settings.context.lives)
+    desk = Sessions(tokens=tokens, clock=sources.clock, ids=sources.ids, rules=rules)
+    return ShortTermMemory(
+        store=stores.sessions,
+        sessions=desk,
+        embedder=embedder,
+        summarizers=SummarizerChain(_summarizers(settings, tokens, stack), count=desk.count),
+        clock=sources.clock,
+        filter_mode=mode,
+        filter_theta=DEFAULT_THETA[mode] if settings.filter.theta is None else settings.filter.theta,
+    )
+
+
+def _long_term(
+    settings: Settings, stores: _Stores, sources: _Sources, embedder: Embedder | None, indexer: Indexer
+) -> LongTermMemory:
+    from agemem_mcp.service.long_term import LongTermMemory
+
+    return LongTermMemory(
+        ledger=stores.ledger,
+        index=stores.index,
+        indexer=indexer,
+        embedder=embedder,
+        clock=sources.clock,
+        ids=sources.ids,
+        half_life=None if settings.recency_days is None else timedelta(days=settings.recency_days),
+        retention=Retention.parse(settings.retention),
+        quota=settings.quota.limits,
+    )
 
 
 @dataclass(frozen=True, slots=True)
