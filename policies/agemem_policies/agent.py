@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _CHARS_PER_TOKEN = 3
 """Of JSON schemas, which a model is told beside the messages: an estimate on the safe side."""
+_WORTH_ANOTHER = 1.2
 _SHOWN_OF_A_VIOLATION = 2000
 """Characters of a turn that cannot be read which the policy is shown again."""
 
@@ -55,7 +56,7 @@ class Limits:
     rounds: int = 24
     """Turns of the policy (N_max of AgeMem, section 3.3)."""
     calls: int = 200
-    """Tool calls of the run."""
+    """Tool calls of the run; a turn that makes more after these ends it."""
     calls_per_turn: int = 20
     """More of one turn are not carried out, and the policy is told."""
     repeats: int = 4
@@ -103,6 +104,8 @@ class _Run:
     started: float = field(default_factory=time.monotonic)
     repeats: int = 0
     last_calls: tuple[Call, ...] = ()
+    condensed_tokens: int = 0
+    """What was left when the context was last summarised for want of room."""
 
 
 class Agent:
@@ -187,8 +190,6 @@ class Agent:
         limits, trajectory = self._options.limits, run.trajectory
         if len(trajectory.steps) >= limits.rounds:
             return StopReason.MAX_ROUNDS
-        if run.runner.carried_out >= limits.calls:
-            return StopReason.MAX_CALLS
         if limits.tokens is not None and trajectory.prompt_tokens + trajectory.completion_tokens >= limits.tokens:
             return StopReason.MAX_TOKENS
         if limits.seconds is not None and time.monotonic() - run.started >= limits.seconds:
@@ -237,8 +238,11 @@ class Agent:
         window = self._options.window_tokens or context.budget_tokens
         room = window - self._options.answer_tokens - self._functions_tokens
         wanted = framed_tokens(context.messages)
-        if overflow is Overflow.SUMMARISE and wanted > min(room, SUMMARISE_FROM * window):
+        # What a summary could not shorten is not tried again before there is more of it.
+        due = max(SUMMARISE_FROM * window, _WORTH_ANOTHER * run.condensed_tokens)
+        if overflow is Overflow.SUMMARISE and wanted > min(room, due):
             await self._condense(run, room)
+            run.condensed_tokens = framed_tokens(context.messages)
         elif overflow is Overflow.TRUNCATE_OLDEST and wanted > room:
             return newest_rounds(context.messages, room)
         return context.messages if framed_tokens(context.messages) <= room else None
@@ -299,7 +303,9 @@ class Agent:
         limits = self._options.limits
         allowed = min(limits.calls_per_turn, limits.calls - run.runner.carried_out)
         observations = await run.runner.carry_out(_storable(written), ours, allowed=allowed)
-        if theirs:
+        if allowed <= 0 and ours:
+            run.trajectory.stop_reason = StopReason.MAX_CALLS
+        elif theirs:
             run.trajectory.client_calls, run.trajectory.stop_reason = theirs, StopReason.CLIENT_CALLS
         return tuple(observations)
 

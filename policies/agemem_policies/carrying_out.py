@@ -90,7 +90,9 @@ class CallRunner:
         for number, call in enumerate(calls):
             if number >= allowed or self._stopping:
                 left = len(calls) - number
-                why = "the run was ended" if self._stopping else f"a turn, or the run, may make no more than {number}"
+                why = (
+                    "the run was ended" if self._stopping else f"no more than {number} are, of this turn. Go on without"
+                )
                 observations.append(Observation(f"{left} more calls were not carried out: {why}.", is_error=True))
                 waiting.append(NewMessage(Role.TOOL, observations[-1].text))
                 break

@@ -148,6 +148,14 @@ async def test_a_run_that_does_not_end_by_itself_is_ended(
     assert trajectory.answer is None
 
 
+async def test_when_all_its_calls_are_used_up_a_policy_can_still_answer(tools: MemoryTools) -> None:
+    lines = [Turn("a", (Call("Add_memory", {"content": str(n)}),)) for n in range(3)]
+    trajectory, _ = await ran(tools, *lines, DONE, limits=Limits(calls=3))
+    assert (trajectory.stop_reason, len(trajectory.calls)) == (StopReason.ANSWER, 3)
+    trajectory, _ = await ran(tools, *lines, DONE, limits=Limits(calls=2))
+    assert (trajectory.stop_reason, trajectory.steps[-1].observations[0].is_error) == (StopReason.MAX_CALLS, True)
+
+
 async def test_a_policy_that_does_not_come_back_in_time_is_left(tools: MemoryTools) -> None:
     class Sleeping(ScriptedPolicy):
         async def act(self, prompt: Prompt, on_text: OnText | None = None) -> Completion:
