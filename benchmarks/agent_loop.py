@@ -1,10 +1,11 @@
 """What the agent's loop costs beside its model: everything of a step but the policy and the embedding.
 
-    python benchmarks/agent_loop.py [--steps 150] [--agents 32] [--json OUT]
+    python benchmarks/agent_loop.py [--steps 150] [--agents 32] [--turn-s 1] [--json OUT]
 
-A scripted policy (which takes no time) stores, looks up and clears, over the MCP server of this process with the real
-embedding model; the embedder's time within each step is taken off. One agent alone first, then many at once, each in
-a scope of its own: there a step's overhead is what it waits for beside the model's own time, other agents included.
+A scripted policy stores, looks up and clears, over the MCP server of this process with the real embedding model; the
+policy's time and the embedder's within each step are taken off. One agent alone first, whose turns take no time; then
+one, and many at once, whose turns take as long as a fast model's (``--turn-s``), each in a scope of its own: a step's
+overhead is then all it waits for beside models, other agents included.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -43,8 +45,9 @@ _embedding_s: ContextVar[list[float] | None] = ContextVar("embedding_s", default
 class TimedPolicy(ScriptedPolicy):
     """Notes the time between its turns, less what was embedded meanwhile."""
 
-    def __init__(self, lines: Sequence[Line], embedded_s: list[float]) -> None:
+    def __init__(self, lines: Sequence[Line], embedded_s: list[float], turn_s: float) -> None:
         super().__init__(lines)
+        self._turn_s = turn_s
         self.overhead_s: list[float] = []
         self._embedded_s = embedded_s
         self._left = 0.0
@@ -55,6 +58,9 @@ class TimedPolicy(ScriptedPolicy):
         if self._left:
             self.overhead_s.append(came - self._left - sum(self._embedded_s))
         self._embedded_s.clear()
+        if self._turn_s:
+            # Not all at once: models answer sooner or later.
+            await asyncio.sleep(random.uniform(0.5, 1.5) * self._turn_s)
         completion = await super().act(prompt, on_text)
         self._left = time.perf_counter()
         return completion
@@ -73,11 +79,11 @@ def lines(agent: int, steps: int) -> list[Line]:
     return made
 
 
-async def one(gate: ServiceGate, agent: int, steps: int) -> list[float]:
+async def one(gate: ServiceGate, agent: int, steps: int, turn_s: float = 0.0) -> list[float]:
     """One agent's episode; its overhead for each step, in seconds."""
     embedded_s: list[float] = []
     _embedding_s.set(embedded_s)
-    policy = TimedPolicy(lines(agent, steps), embedded_s)
+    policy = TimedPolicy(lines(agent, steps), embedded_s, turn_s)
     options = AgentOptions(limits=Limits(rounds=steps + 1), own_summaries=False)
     async with tools_in_process(gate, Scope(namespace=f"agent-{agent}")) as tools:
         trajectory = await Agent(policy, tools, options).run("Look after these rooms.")
@@ -106,7 +112,7 @@ def quantiles_ms(values_s: Sequence[float]) -> dict[str, float]:
     return {"p50_ms": round(statistics.median(values_s) * 1000, 2), "p95_ms": round(cut[18] * 1000, 2)}
 
 
-async def measure(steps: int, agents: int) -> dict[str, Any]:
+async def measure(steps: int, agents: int, turn_s: float) -> dict[str, Any]:
     note_embedding()
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="agemem-loop-") as folder:
@@ -119,9 +125,11 @@ async def measure(steps: int, agents: int) -> dict[str, Any]:
             figures["alone"] = quantiles_ms(alone)
             figures["alone, first third"] = quantiles_ms(alone[: steps // 3])
             figures["alone, last third"] = quantiles_ms(alone[-steps // 3 :])
-            together = await asyncio.gather(*(one(gate, 100 + n, steps // 5) for n in range(agents)))
-            figures[f"{agents} at once"] = quantiles_ms([value for taken in together for value in taken])
-    figures["p95 ratio"] = round(figures[f"{agents} at once"]["p95_ms"] / figures["alone"]["p95_ms"], 2)
+            figures["one with a model"] = quantiles_ms(await one(gate, 2, 30, turn_s))
+            together = await asyncio.gather(*(one(gate, 100 + n, 30, turn_s) for n in range(agents)))
+            many = f"{agents} with models"
+            figures[many] = quantiles_ms([value for taken in together for value in taken])
+    figures["p95 of many to one"] = round(figures[many]["p95_ms"] / figures["one with a model"]["p95_ms"], 2)
     return figures
 
 
@@ -129,9 +137,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--agents", type=int, default=32)
+    parser.add_argument("--turn-s", type=float, default=1.0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    figures = asyncio.run(measure(arguments.steps, arguments.agents))
+    figures = asyncio.run(measure(arguments.steps, arguments.agents, arguments.turn_s))
     for name, values in figures.items():
         print(f"{name:<20} {values}")
     if arguments.json:
