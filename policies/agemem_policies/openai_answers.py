@@ -137,9 +137,9 @@ class Answer:
         call.call_id = call.call_id or call_id
         if name != call.name:  # some servers repeat it in each piece
             call.name += name
-        arguments = function.get("arguments")
+        arguments: object = function.get("arguments")
         # Some servers write the arguments as an object, not as a text of one.
-        call.arguments += json_text(arguments) if isinstance(arguments, dict) else as_text(arguments)
+        call.arguments += json_text(cast("object", arguments)) if isinstance(arguments, dict) else as_text(arguments)
 
     def _continued(self, index: int | None, call_id: str, name: str) -> _Call:
         """The call that a piece belongs to: by its number, else by its id, else the newest one."""

@@ -112,7 +112,7 @@ async def test_servers_write_the_same_stream_in_many_ways(pieces: tuple[bytes, .
     assert completion == Completion("Oslo")
 
 
-@pytest.mark.parametrize("pieces", [(DONE,), (delta("stop"),), (delta("stop", content=""), DONE)])
+@pytest.mark.parametrize("pieces", [(DONE,), (b"data: [DONE]",), (delta("stop"),), (delta("stop", content=""), DONE)])
 async def test_a_turn_may_be_empty(pieces: tuple[bytes, ...]) -> None:
     assert await heard(*pieces) == (Completion(""), [])
 
@@ -219,6 +219,7 @@ SECOND = FunctionCall("b", "list", "{}")
         (call(0, "a", "search", '{"query": '), call(0, "a", "search", '"Ana"}'), call(1, "b", "list", "{}")),
         (call(0, "a", "sea"), call(0, "", "rch"), call(0, "", "", FIRST.arguments), call(1, "b", "list", {})),
         (call(0, None, "search"), call(0, "a", None, FIRST.arguments), call(1, "b", "list", {})),
+        (call(0, "a", "search", FIRST.arguments), call(1, "b"), call(1, None, "list", "{}")),
     ],
     ids=[
         "OpenAI's way",
@@ -231,6 +232,7 @@ SECOND = FunctionCall("b", "list", "{}")
         "all repeated",
         "names in pieces",
         "the id later",
+        "the name later",
     ],
 )
 async def test_native_calls_are_gathered_however_they_are_numbered(pieces: tuple[bytes, ...]) -> None:
