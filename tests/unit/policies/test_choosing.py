@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 
 import pytest
-from tests.unit.policies.chat_endpoint import HELLO, endpoint, says
+from tests.unit.policies.openai_chat.chat_endpoint import HELLO, endpoint, says
 
 from agemem_mcp.errors import ConfigurationError
 from agemem_policies.choosing import OPENAI_URL, Choice, make_policy, parse_choice

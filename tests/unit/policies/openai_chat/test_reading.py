@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agemem_mcp.errors import ProviderError
-from agemem_policies.openai_json import json_object, json_text
+from agemem_policies.openai_chat.reading import json_object, json_text
 
 
 def test_json_that_is_nested_too_deeply_is_a_providers_error() -> None:

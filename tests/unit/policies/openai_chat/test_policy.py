@@ -10,7 +10,7 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.policies.chat_endpoint import HELLO, MODEL, TLS, asking, completed, endpoint, http, says
+from tests.unit.policies.openai_chat.chat_endpoint import HELLO, MODEL, TLS, asking, completed, endpoint, http, says
 
 from agemem_mcp.errors import ConfigurationError, ProviderError
 from agemem_policies.openai_chat import Endpoint, OpenAIChatPolicy, Sampling

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agemem_policies.sse import EventReader
+from agemem_policies.openai_chat.sse import EventReader
 
 
 def read(*chunks: bytes) -> list[str]:

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from agemem_mcp.errors import ProviderError
-from agemem_policies.openai_json import as_list, as_object, as_text
+from agemem_policies.openai_chat.reading import as_list, as_object, as_text
 
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS}
 _UNREADABLE = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import structlog
-from tests.unit.policies.chat_endpoint import (
+from tests.unit.policies.openai_chat.chat_endpoint import (
     DONE,
     HELLO,
     STREAM_HEAD,
@@ -34,7 +34,7 @@ from agemem_policies.openai_chat import Patience, Sampling
 from agemem_policies.policy import Completion
 
 if TYPE_CHECKING:
-    from tests.unit.policies.chat_endpoint import Scripted
+    from tests.unit.policies.openai_chat.chat_endpoint import Scripted
 
 SILENCE_S = 0.5
 """Waited out for good, by the tests whose endpoint is silent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random as random_numbers
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,14 @@ import httpx
 import structlog
 
 from agemem_mcp.errors import ConfigurationError, ProviderError
-from agemem_policies.openai_answers import Answer
-from agemem_policies.openai_failures import EndpointError, complaint_of, refusal
-from agemem_policies.openai_json import as_object, json_object
-from agemem_policies.openai_messages import rendered
-from agemem_policies.sse import EventReader
+from agemem_policies.openai_chat.answers import Answer
+from agemem_policies.openai_chat.failures import EndpointError, complaint_of, refusal
+from agemem_policies.openai_chat.messages import rendered
+from agemem_policies.openai_chat.reading import as_object, json_object
+from agemem_policies.openai_chat.sse import EventReader
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from agemem_policies.policy import Completion, OnText, Prompt
 
@@ -27,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 _LONGEST_CONNECT_S = 10.0
 _MOST_DOUBLINGS = 16
+_LINGERING_S = 0.05
 _LONGEST_COMPLAINT = 500
 _ERROR_STATUSES = range(400, 600)
 
@@ -238,8 +240,10 @@ class OpenAIChatPolicy:
 
     async def _read_stream(self, response: httpx.Response, answer: Answer) -> None:
         reader = EventReader()
-        async for chunk in response.aiter_bytes():
+        chunks = response.aiter_bytes()
+        async for chunk in chunks:
             if self._read_events(reader.feed(chunk), answer):
+                await _read_out(chunks)
                 return
         if self._read_events(reader.end(), answer):
             return
@@ -289,3 +293,11 @@ class OpenAIChatPolicy:
         key = self._endpoint.api_key
         shown = complaint.replace(key, "[the key]") if key else complaint
         return shown if len(shown) <= _LONGEST_COMPLAINT else f"{shown[:_LONGEST_COMPLAINT]}…"
+
+
+async def _read_out(chunks: AsyncIterator[bytes]) -> None:
+    """Read a stream whose last event has come to its end: the connection can then be used again."""
+    with suppress(TimeoutError, httpx.HTTPError):
+        async with asyncio.timeout(_LINGERING_S):
+            async for _ in chunks:
+                pass

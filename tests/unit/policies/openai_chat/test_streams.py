@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.policies.chat_endpoint import (
+from tests.unit.policies.openai_chat.chat_endpoint import (
     DONE,
     HELLO,
     STREAM_END,

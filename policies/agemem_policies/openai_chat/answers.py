@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from agemem_mcp.errors import ProviderError
-from agemem_policies.openai_json import as_list, as_object, as_text, json_text
+from agemem_policies.openai_chat.reading import as_list, as_object, as_text, json_text
 from agemem_policies.policy import Completion, FunctionCall
 
 if TYPE_CHECKING:
