@@ -12,6 +12,7 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agemem_mcp.domain.context import MessageKind, Role
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from agemem_policies.events import Event, OnEvent
     from agemem_policies.memory import MemoryTools
-    from agemem_policies.policy import Completion, Policy
+    from agemem_policies.policy import Completion, OnText, Policy
     from agemem_policies.session import ContextMessage
     from agemem_policies.streaming import Part
 
@@ -259,7 +260,9 @@ class Agent:
     async def _act(self, run: _Run, prompt: Prompt) -> Completion | None:
         """A turn of the policy; None if time ran out."""
         stream = TurnStream(_teller(run))
-        on_text = (lambda text: _said(run, text)) if self._policy.native else stream.feed
+        on_text: OnText = stream.feed
+        if self._policy.native:
+            on_text = partial(_said, run)
         limit = self._options.limits.seconds
         left = None if limit is None else max(0.0, limit - (time.monotonic() - run.started))
         try:

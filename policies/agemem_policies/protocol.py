@@ -246,16 +246,17 @@ def _call(item: Any, *, strict: bool) -> Call:  # noqa: ANN401  any JSON value
         given = _renamed(given, _CALL_KEYS)
         name, arguments = given.get("name"), given.get("arguments")
         if isinstance(arguments, str):
-            arguments = _json(arguments) if arguments.strip() else {}
-        arguments = {} if arguments is None else arguments
+            arguments = _json(arguments) if arguments.strip() else None
+        if arguments is None:
+            arguments = dict[str, Any]()
     if not isinstance(name, str) or not name.strip():
         reason = "a call has no name"
         raise ProtocolViolation(reason)
     if not isinstance(arguments, dict):
         reason = "the arguments of a call are not a JSON object"
         raise ProtocolViolation(reason)
-    arguments = cast("dict[str, Any]", arguments)
-    return Call(name, arguments) if strict else understood(Call(name.strip(), arguments))
+    call = Call(name.strip(), cast("dict[str, Any]", arguments))
+    return call if strict else understood(call)
 
 
 def understood(call: Call) -> Call:

@@ -43,7 +43,8 @@ class TurnStream:
         """Read up to the next tag; False when more text is needed."""
         tags = [f"<{tag}>" for tag in _TAGS] if self._within is None else [f"</{self._within}>"]
         lowered = self._held.translate(_SMALL)
-        found = min(((place, tag) for tag in tags if (place := lowered.find(tag)) >= 0), default=None)
+        places = [(lowered.find(tag), tag) for tag in tags]
+        found = min((one for one in places if one[0] >= 0), default=None)
         if found is None:
             keep = max(_beginning(lowered, tag) for tag in tags)
             self._tell(self._held[: len(self._held) - keep])
