@@ -80,8 +80,7 @@ def operation_line(call: Call, observation: Observation, *, width: int | None, a
         outcome = _outcome(call.name, observation.structured)
     name = one_line(call.name, 40)
     plain = _shown_argument(call)
-    line = Text(f"{symbol} ", style=colour)
-    line.append(name, style=f"bold {colour}")
+    line = Text().append(f"{symbol} ", style=f"bold {colour}").append(name, style=colour)
     if plain:
         line.append(f" {plain}")
     ending = f" {arrow} {outcome}" if outcome else ""

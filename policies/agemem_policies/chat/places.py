@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from agemem_policies.memory import MemoryTools
 
 _HISTORY = "chat_history"
+_LISTING = "Memories cannot be listed"
+_SEARCHING = "Memories cannot be searched"
+_UNDOING = "Changes cannot be taken back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,23 +161,23 @@ class _WithoutAnOwner:
 
     async def listed(self, limit: int) -> list[Shown]:
         """See :class:`Place`."""
-        raise self._refused("Memories cannot be listed", limit)
+        raise self._refused(_LISTING, limit)
 
     async def search(self, query: str, limit: int) -> list[Shown]:
         """See :class:`Place`."""
-        raise self._refused("Memories cannot be searched", query, limit)
+        raise self._refused(_SEARCHING, query, limit)
 
     async def history_of(self, memory_ids: Collection[str]) -> list[list[MemoryEvent]]:
         """See :class:`Place`."""
-        raise self._refused("Changes cannot be taken back", memory_ids)
+        raise self._refused(_UNDOING, memory_ids)
 
     async def restore(self, memory_id: str, version: int) -> dict[str, Any]:
         """See :class:`Place`."""
-        raise self._refused("Changes cannot be taken back", memory_id, version)
+        raise self._refused(_UNDOING, memory_id, version)
 
     async def delete(self, memory_id: str) -> None:
         """See :class:`Place`."""
-        raise self._refused("Changes cannot be taken back", memory_id)
+        raise self._refused(_UNDOING, memory_id)
 
     def _refused(self, what: str, *_: object) -> InvalidOperation:
         return InvalidOperation(f"{what} here: {self._why}")

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from agemem_mcp.errors import AgeMemError
 from agemem_policies.chat.lines import one_line
+from agemem_policies.chat.reciting import NEW
 from agemem_policies.session import SessionContext
+from agemem_policies.steps import StopReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from agemem_policies.chat.places import Place
     from agemem_policies.chat.undoing import Undoing, Witness
     from agemem_policies.chat.view import View
+    from agemem_policies.memory import MemoryTools
 
 _LISTED = 20
 _HELP = (
@@ -40,13 +43,27 @@ class Talk:
         undoing: Undoing,
         background: Background,
         view: View,
+        connect: Callable[[], MemoryTools],
     ) -> None:
+        """Set it up.
+
+        Args:
+            place: where the memory is.
+            conversation: what was said.
+            witness: the memory's tools.
+            undoing: takes changes back.
+            background: where the loop runs.
+            view: where all of it is shown.
+            connect: connects to the memory anew.
+        """
         self._place = place
         self._conversation = conversation
         self._witness = witness
         self._undoing = undoing
         self._background = background
         self._view = view
+        self._connect = connect
+        self._lost = False
         self._commands: dict[str, Callable[[str], None]] = {
             "/memories": self._memories,
             "/context": self._context,
@@ -87,16 +104,23 @@ class Talk:
                 name, _, rest = line.strip().partition(" ")
                 command = self._commands.get(name)
                 if command is None:
-                    view.say(f"There is no command {one_line(name, 40)}. /help lists them; begin with a space to say it.")
+                    view.say(
+                        f"There is no command {one_line(name, 40)}. /help lists them; begin with a space to say it."
+                    )
                     return
                 command(rest.strip())
                 return
+            if self._lost:
+                # Whoever served the memory has ended; another may be there, or is started.
+                self._witness.tools = self._connect()
+                self._lost = False
             run = self._background.wait_for(lambda: self._conversation.say(line, view.heard))
         except KeyboardInterrupt:
             view.broken_off()
         except AgeMemError as error:
             view.failed(error)
         else:
+            self._lost = run.stop_reason is StopReason.MEMORY_ERROR
             if run.error is not None:
                 view.failed(run.error)
             else:
@@ -111,12 +135,14 @@ class Talk:
         if not found:
             self._view.say("Nothing was found." if query else "There are no memories here yet.")
             return
-        self._view.table(("id", "type", "content"), [(one.memory_id, one.memory_type or "", one.content) for one in found])
+        self._view.table(
+            ("id", "type", "content"), [(one.memory_id, one.memory_type or "", one.content) for one in found]
+        )
 
     def _context(self, _: str) -> None:
         session_id = self._conversation.session_id
         if session_id is None:
-            self._view.say("The context is empty: nothing was said yet.")
+            self._view.say("The context is empty: nothing was said in this conversation yet.")
             return
         context = self._background.wait_for(lambda: SessionContext.resume(self._witness, session_id))
         rows = [
@@ -132,7 +158,7 @@ class Talk:
 
     def _new(self, _: str) -> None:
         self._conversation.begin_anew()
-        self._view.note("A new conversation. What is in long-term memory stays.")
+        self._view.note(NEW)
 
     def _help(self, _: str) -> None:
         for name, meaning in _HELP:

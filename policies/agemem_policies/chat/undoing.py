@@ -29,7 +29,8 @@ class Witness(MemoryTools):
 
     def __init__(self, tools: MemoryTools) -> None:
         """Pass calls on to ``tools``."""
-        self._passed_on = tools
+        self.tools = tools
+        """Exchanged when the connection was lost and another one is there."""
         self.changed: dict[str, None] = {}
         """Ids of memories, in the order of their first change."""
         self.sessions: dict[str, None] = {}
@@ -39,7 +40,7 @@ class Witness(MemoryTools):
         self, name: str, arguments: dict[str, Any], *, session_id: str | None, actor: Actor = Actor.POLICY
     ) -> Observation:
         """Call a tool; see :class:`~agemem_policies.memory.MemoryTools`."""
-        observation = await self._passed_on.call(name, arguments, session_id=session_id, actor=actor)
+        observation = await self.tools.call(name, arguments, session_id=session_id, actor=actor)
         if not observation.is_error:
             session = session_id or observation.structured.get("session_id")
             if session is not None:
@@ -113,13 +114,15 @@ class Undoing:
         histories = await self._place.history_of(self._witness.changed)
         change = last_change(histories, self._witness.sessions, self._since, self._settled)
         if change is None:
-            more = " more" if self._settled else ""
-            return f"There is nothing{more} to take back: no memory was changed in this chat."
+            done = "There is nothing more to take back."
+            return done if self._settled else "There is nothing to take back: no memory was changed in this chat."
         record, kind = change.event.record, change.event.kind
         name = record.memory_id
         if change.overtaken:
             self._settled.add((name, record.version))
-            msg = f"{name} was changed elsewhere since, so it stays as it is. `agemem-mcp memories history {name}` tells."
+            msg = (
+                f"{name} was changed elsewhere since, so it stays as it is. `agemem-mcp memories history {name}` tells."
+            )
             raise InvalidOperation(msg)
         if kind is MemoryEventKind.ADD:
             await self._place.delete(name)

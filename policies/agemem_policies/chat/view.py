@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from agemem_policies.chat.lines import harmless_text, meter, one_line, operation_line, stopped
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agemem_policies.steps import Trajectory
 
 _INDENT = 2
+_LONGEST_CELL = 200
 PROMPT = "you> "
 
 
@@ -57,14 +58,14 @@ class View:
             case Said() | Thought():
                 self._flow(event)
             case Observed():
-                self._close()
+                self.settle()
                 self._answered = False
                 width = self.console.width - _INDENT if self.console.is_terminal else None
                 arrow = "->" if self._ascii_only else "→"
                 line = operation_line(event.call, event.observation, width=width, arrow=arrow)
                 self._line(Text(" " * _INDENT).append_text(line))
             case Corrected():
-                self._close()
+                self.settle()
                 self.note(f"{' ' * _INDENT}(asked to write its turn again: {one_line(event.text, 300)})")
             case ContextChanged():
                 self._budget_tokens = event.budget_tokens
@@ -75,22 +76,28 @@ class View:
         """Show how a run ended."""
         if trajectory.answer and not self._answered:
             self._flow(Said(trajectory.answer))
-        self._close()
+        self.settle()
         if (sentence := stopped(trajectory.stop_reason)) is not None:
             self._line(Text(sentence, style="yellow"))
         if self._budget_tokens:
             self.meter(trajectory.context_tokens, self._budget_tokens)
         self._answered = False
 
+    def settle(self) -> None:
+        """End the line that is being written."""
+        if self._prose is not None:
+            self._prose.end()
+        self._prose = None
+
     def broken_off(self) -> None:
         """Show that a run was cancelled."""
-        self._close()
+        self.settle()
         self._answered = False
         self.note("Cancelled.")
 
     def failed(self, error: Exception) -> None:
         """Show what went wrong."""
-        self._close()
+        self.settle()
         self._answered = False
         self._line(Text(f"Error: {harmless_text(str(error))}", style="red"))
 
@@ -114,13 +121,16 @@ class View:
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; its last column takes the room there is."""
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            last = column == columns[-1]
-            table.add_column(column, overflow="ellipsis" if last else "fold", no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text(one_line(cell, 200)) for cell in row))
-        self.console.print(table)
+        shown = [[one_line(cell, _LONGEST_CELL) for cell in row] for row in (columns, *rows)]
+        widths = [max(cell_len(row[number]) for row in shown) for number in range(len(columns) - 1)]
+        for row in shown:
+            line = Text(style="bold" if row is shown[0] else "")
+            for cell, width in zip(row[:-1], widths, strict=True):
+                line.append(cell + " " * (width - cell_len(cell) + 2))
+            line.append(row[-1])
+            if self.console.is_terminal:
+                line.truncate(self.console.width, overflow="ellipsis")
+            self._line(line)
 
     def _flow(self, event: Said | Thought) -> None:
         """Go on with what is being said or thought, or begin it."""
@@ -128,16 +138,11 @@ class View:
         if thought and not self._show_thoughts:
             return
         if self._prose is None or self._kind is not type(event):
-            self._close()
+            self.settle()
             self._kind = type(event)
             self._prose = Prose(self.console, style="dim" if thought else "")
         self._prose.feed(event.text)
         self._answered = self._answered or not thought
-
-    def _close(self) -> None:
-        if self._prose is not None:
-            self._prose.end()
-        self._prose = None
 
     def _line(self, line: Text) -> None:
         # Wrapped for a terminal; in a file a line stays one.
