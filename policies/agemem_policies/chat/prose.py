@@ -57,6 +57,9 @@ class Prose:
         self._write_space()
         self._console.print(Text(self._word, style=self._style), end="", soft_wrap=True)
         self._column += cell_len(self._word)
+        if self._width is not None and self._column > self._width:
+            # Longer than a line: the terminal broke it where it had to.
+            self._column %= self._width
         self._word, self.begun = "", True
 
     def _write_space(self) -> None:
