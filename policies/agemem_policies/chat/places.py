@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from agemem_mcp.adapters.data_folder import DataFolder
 from agemem_mcp.app import open_archive, service_gate
-from agemem_mcp.cli.asking import ask, reach
+from agemem_mcp.cli.asking import NoOwner, ask, reach
 from agemem_mcp.domain.memory import Actor, Scope
 from agemem_mcp.errors import InvalidOperation, NotFound
 from agemem_policies.memory import tools_at, tools_in_process, tools_of_folder
@@ -113,11 +114,15 @@ class FolderPlace:
     @asynccontextmanager
     async def tools(self) -> AsyncGenerator[MemoryTools]:
         """See :class:`Place`."""
-        # First as a command, which is told in full why it cannot be.
-        link = await asyncio.to_thread(reach, self._settings)
-        link.connection.close()
+        await asyncio.to_thread(self._check)
         async with tools_of_folder(self._settings.data_dir, self._settings.namespace) as tools:
             yield tools
+
+    def _check(self) -> None:
+        """Ask first as a command does: that is told in full why the folder, or whoever owns it, cannot be used."""
+        DataFolder(self._settings.data_dir).check()
+        with suppress(NoOwner):
+            reach(self._settings, start=False).connection.close()
 
     async def listed(self, limit: int) -> list[Shown]:
         """See :class:`Place`."""
