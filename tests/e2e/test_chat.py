@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import select
 import signal
 import stat
+import subprocess
 import sys
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,6 +33,11 @@ if TYPE_CHECKING:
 
 _DEADLINE_S = 60.0
 _REACTION_S = 5.0
+_IN_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that its Ctrl-C is this process's
+os.execv(sys.executable, [sys.executable, "-m", "agemem_mcp", "chat", *sys.argv[1:]])
+"""
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07|.)")
 ECHO = ("chat", "--policy", "scripted:echo")
 TURN_FIELDS = {
@@ -54,9 +58,16 @@ class Terminal:
     def __init__(self, place: Any, *arguments: str, **env: str) -> None:
         environment = place.environment(**{"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24", **env})
         environment.pop("NO_COLOR", None)
-        self._pid, self._fd = pty.fork()
-        if self._pid == 0:
-            os.execve(sys.executable, [sys.executable, "-m", "agemem_mcp", "chat", *arguments], environment)
+        self._fd, theirs = os.openpty()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _IN_A_TERMINAL, *arguments],
+            env=environment,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
         self._colours = environment["TERM"] != "dumb"
         self.raw = ""
         self._read_to = 0
@@ -65,9 +76,9 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait(_DEADLINE_S)
         os.close(self._fd)
 
     def until(self, mark: str) -> str:
@@ -117,8 +128,7 @@ class Terminal:
                 if not more:
                     break
                 self.raw += more.decode()
-        _, status = os.waitpid(self._pid, 0)
-        return os.waitstatus_to_exitcode(status), _ESCAPES.sub("", self.raw[self._read_to :]).replace("\r", "")
+        return self._process.wait(_DEADLINE_S), _ESCAPES.sub("", self.raw[self._read_to :]).replace("\r", "")
 
 
 def test_the_tour_tells_its_story_without_a_terminal_and_leaves_nothing_behind(place: Any) -> None:

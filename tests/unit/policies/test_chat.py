@@ -248,7 +248,9 @@ def test_what_somebody_else_changed_meanwhile_is_left_as_it_is(chat_with: Callab
 
     async def meanwhile() -> None:
         service = await chat.place.service()
-        await service.long_term.update(Scope(), UpdateMemory(memory_id=second, content="Two and a half."), USER)
+        await service.long_term.update(
+            Scope(), UpdateMemory(memory_id=second, content="Two and a half.", metadata={}), USER
+        )
 
     chat.background.wait_for(meanwhile)
     [shown] = chat.do("/undo")
