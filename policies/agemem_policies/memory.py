@@ -100,7 +100,8 @@ async def tools_of_folder(data_dir: Path, namespace: str) -> AsyncGenerator[Memo
     Raises:
         ConfigurationError: it could not be started; what was said on stderr tells why.
     """
-    command = ["-m", "agemem_mcp", "serve", "--data-dir", str(data_dir), "--namespace", namespace]
+    # All of the tools, whatever is configured for clients: an agent keeps its context with the two helpers.
+    command = ["-m", "agemem_mcp", "serve", "--data-dir", str(data_dir), "--namespace", namespace, "--tools", "all"]
     parameters = StdioServerParameters(command=sys.executable, args=command, env=dict(os.environ))
     async with _connected(Client(stdio_client(parameters)), f"in {data_dir}") as tools:
         yield tools

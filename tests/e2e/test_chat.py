@@ -1,0 +1,390 @@
+"""``agemem-mcp chat`` as a person or a script runs it: a process of its own, and a terminal where it matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import stat
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from agemem_mcp.settings import load_settings
+from agemem_policies.agent import AgentOptions
+from agemem_policies.chat.background import Background
+from agemem_policies.chat.conversation import Conversation
+from agemem_policies.chat.places import FolderPlace
+from agemem_policies.chat.undoing import Undoing, Witness
+from agemem_policies.protocol import Call, Turn
+from agemem_policies.scripted import TOUR, ScriptedPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agemem_policies.policy import Prompt
+
+_DEADLINE_S = 60.0
+_REACTION_S = 5.0
+_IN_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that its Ctrl-C is this process's
+os.execv(sys.executable, [sys.executable, "-m", "agemem_mcp", "chat", *sys.argv[1:]])
+"""
+_ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07|.)")
+ECHO = ("chat", "--policy", "scripted:echo")
+TURN_FIELDS = {
+    "message",
+    "answer",
+    "stop_reason",
+    "calls",
+    "prompt_tokens",
+    "completion_tokens",
+    "context_tokens",
+    "seconds",
+}
+
+
+class Terminal:
+    """A chat in a pseudo-terminal, and what it shows there."""
+
+    def __init__(self, place: Any, *arguments: str, **env: str) -> None:
+        environment = place.environment(**{"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24", **env})
+        environment.pop("NO_COLOR", None)
+        self._fd, theirs = os.openpty()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _IN_A_TERMINAL, *arguments],
+            env=environment,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self._colours = environment["TERM"] != "dumb"
+        self.raw = ""
+        self._read_to = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait(_DEADLINE_S)
+        os.close(self._fd)
+
+    def until(self, mark: str) -> str:
+        """What is shown up to and with this text, without colours and the like."""
+        end = time.monotonic() + _DEADLINE_S
+        while mark not in self.raw[self._read_to :]:
+            assert time.monotonic() < end, f"waited in vain for {mark!r}: {self.raw[self._read_to :]!r}"
+            if select.select([self._fd], [], [], 0.1)[0]:
+                self.raw += os.read(self._fd, 65536).decode()
+        start, self._read_to = self._read_to, self.raw.index(mark, self._read_to) + len(mark)
+        return _ESCAPES.sub("", self.raw[start : self._read_to]).replace("\r", "")
+
+    def prompt(self) -> str:
+        """What is shown up to the next prompt, with what belongs to that."""
+        shown = self.until("you> ").removesuffix("you> ").strip()
+        if self._colours:
+            self.until("\x1b[0m")
+        return shown
+
+    def types(self, line: str) -> str:
+        """Type a line at the prompt; what is shown up to the next one."""
+        self.presses(line + "\n")
+        return self.prompt().removeprefix(line).strip()
+
+    def presses(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self._fd, keys.encode())
+
+    def interrupts(self) -> None:
+        """Press Ctrl-C until there is a reaction: one in the instant before the library waits for keys is not heard."""
+        end = time.monotonic() + _DEADLINE_S
+        while time.monotonic() < end:
+            self.presses("\x03")
+            if select.select([self._fd], [], [], _REACTION_S)[0]:
+                return
+        pytest.fail("Ctrl-C was pressed in vain")
+
+    def ended(self) -> tuple[int, str]:
+        """Wait for the end: the status, and what was shown last."""
+        end = time.monotonic() + _DEADLINE_S
+        while time.monotonic() < end:
+            if select.select([self._fd], [], [], 0.1)[0]:
+                try:
+                    more = os.read(self._fd, 65536)
+                except OSError:  # how Linux says that the other side was closed
+                    break
+                if not more:
+                    break
+                self.raw += more.decode()
+        return self._process.wait(_DEADLINE_S), _ESCAPES.sub("", self.raw[self._read_to :]).replace("\r", "")
+
+
+def test_the_tour_tells_its_story_without_a_terminal_and_leaves_nothing_behind(place: Any) -> None:
+    shown = place.run("chat", "--policy", "scripted:tour", text="")
+    assert shown.status == 0, shown.err
+    assert shown.err == ""
+    lines = shown.out.splitlines()
+    assert [line.removeprefix("you> ") for line in lines if line.startswith("you> ")] == list(TOUR)
+    operations = [line.split()[1] for line in lines if re.match(r"  [-+~?*/] [A-Z]", line)]
+    assert operations == [
+        "Add_memory",
+        "Add_memory",
+        "Add_memory",
+        "Retrieve_memory",
+        "Update_memory",
+        "Filter_context",
+        "Retrieve_memory",
+        "Delete_memory",
+        "Summary_context",
+        "Retrieve_memory",
+    ]
+    assert "Nice to meet you, Maya. I'll remember that." in lines
+    assert lines[-2] == "You fly to Porto on 4 May at 09:15, and you live in Lisbon."
+    assert sum(" of 8,192 tokens (" in line for line in lines) == len(TOUR) - 1
+    assert "\x1b" not in shown.out
+    assert not place.data.exists()
+
+
+def test_the_tour_as_json_is_one_object_and_nothing_else(place: Any) -> None:
+    told = place.run("chat", "--policy", "scripted:tour", "--json", text="").json()
+    assert set(told) == {"session_id", "policy", "turns"}
+    assert told["policy"] == "scripted:tour"
+    assert all(set(turn) == TURN_FIELDS for turn in told["turns"])
+    assert [turn["message"] for turn in told["turns"]] == [line for line in TOUR if line != "/new"]
+    assert {turn["stop_reason"] for turn in told["turns"]} == {"answer"}
+    calls = [call for turn in told["turns"] for call in turn["calls"]]
+    assert len(calls) == 10
+    assert all(set(call) == {"name", "arguments", "text", "is_error"} and not call["is_error"] for call in calls)
+    assert told["turns"][-1]["answer"] == "You fly to Porto on 4 May at 09:15, and you live in Lisbon."
+    # Another conversation: its context is as short as it was at first.
+    assert told["turns"][-1]["context_tokens"] < told["turns"][-3]["context_tokens"]
+
+
+def test_the_tour_in_a_folder_of_ones_own_stays_there(place: Any) -> None:
+    assert place.run("chat", "--policy", "scripted:tour", "--data-dir", str(place.data)).status == 0
+    kept = [one["content"] for one in place.run("memories", "list", "--json").json()]
+    assert sorted(kept) == ["Maya moved to Lisbon in March.", "Maya's flight to Porto leaves on 4 May at 09:15."]
+
+
+def test_messages_are_said_one_after_the_other_in_one_session(place: Any) -> None:
+    told = place.run(*ECHO, "--message", "One.", "--message", "/new", "--json").json()
+    assert [(turn["message"], turn["answer"]) for turn in told["turns"]] == [("One.", "One."), ("/new", "/new")]
+    context = place.run("sessions", "show", told["session_id"], "--json").json()
+    assert [one["role"] for one in context] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_stdin_that_is_no_terminal_is_one_message(place: Any) -> None:
+    told = place.run(*ECHO, "--json", text="First line.\nSecond line.\n").json()
+    assert [turn["answer"] for turn in told["turns"]] == ["First line.\nSecond line."]
+    shown = place.run(*ECHO, text="First line.\nSecond line.\n")
+    assert shown.out.splitlines()[:2] == ["First line.", "Second line."]
+    assert "stdin is empty" in place.run(*ECHO, text=" \n").error()
+
+
+def test_a_session_is_gone_on_with(place: Any) -> None:
+    first = place.run(*ECHO, "--message", "One.", "--json").json()
+    again = place.run(*ECHO, "--session", first["session_id"], "--message", "Two.", "--json").json()
+    assert again["session_id"] == first["session_id"]
+    assert again["turns"][0]["context_tokens"] > first["turns"][0]["context_tokens"]
+    shown = place.run(*ECHO, "--session", first["session_id"], "--message", "Three.").out
+    assert shown.splitlines()[-1] == f"--session {first['session_id']} goes on with this conversation."
+
+
+def test_what_a_chat_remembers_is_seen_by_other_commands(place: Any) -> None:
+    told = place.run(*ECHO, "--kit", "rag", "--namespace", "tea", "--message", "I like tea.", "--json").json()
+    assert [call["name"] for call in told["turns"][0]["calls"]] == ["Add_memory", "Retrieve_memory"]
+    [kept] = place.run("memories", "list", "--namespace", "tea", "--json").json()
+    assert kept["content"] == "I like tea."
+    assert place.run("memories", "list", "--json").json() == []
+
+
+def test_a_chat_has_all_tools_whatever_clients_are_offered(place: Any) -> None:
+    assert place.run(*ECHO, "--message", "One.", "--json", AGEMEM_TOOLS="six").json()["turns"][0]["answer"] == "One."
+
+
+def test_a_chat_uses_the_memory_of_a_running_server(place: Any, free_port: int) -> None:
+    server = place.serve_http(AGEMEM_TOKEN="a-token").ready()
+    url = ("--url", f"{server.url}/mcp")
+    told = place.run(*ECHO, *url, "--kit", "rag", "--message", "I like tea.", "--json", AGEMEM_TOKEN="a-token").json()
+    assert told["turns"][0]["stop_reason"] == "answer"
+    assert [one["content"] for one in place.run("memories", "list", "--json").json()] == ["I like tea."]
+    assert "AGEMEM_TOKEN" in place.run(*ECHO, *url, "--message", "One.").error()
+    nowhere = f"http://127.0.0.1:{free_port}/mcp"
+    assert nowhere in place.run(*ECHO, "--url", nowhere, "--message", "One.").error()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--policy", "parrot"), "parrot"),
+        (("--policy", "scripted:parrot"), "There is no script 'parrot'."),
+        ((), "openai:MODEL@URL"),
+        ((), "AGEMEM_POLICY__NAME"),
+        (("--policy", "scripted:echo", "--kit", "all"), "There is no kit 'all'. There are agemem,"),
+        (("--policy", "scripted:echo", "--session", "ctx_none"), "`agemem-mcp sessions list` shows those alive"),
+        (("--policy", "scripted:echo", "--namespace", "a b"), "AGEMEM_NAMESPACE"),
+        (("--policy", "scripted:echo", "--data-dir", "/dev/null/memory"), "/dev/null/memory"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_sentence(place: Any, arguments: Sequence[str], said: str) -> None:
+    for form in ((), ("--json",)):
+        refused = place.run("chat", *arguments, *form, "--message", "One.")
+        assert said in refused.error()
+        assert refused.out == ""
+
+
+def test_the_policy_may_come_from_the_settings(place: Any) -> None:
+    told = place.run("chat", "--message", "One.", "--json", AGEMEM_POLICY__NAME="scripted:echo").json()
+    assert told["policy"] == "scripted:echo"
+
+
+def test_an_endpoint_that_is_down_ends_a_chat_with_status_1_and_its_record(place: Any, free_port: int) -> None:
+    pytest.importorskip("agemem_policies.openai_chat")
+    policy = ("chat", "--policy", f"openai:small@http://127.0.0.1:{free_port}/v1")
+    failed = place.run(*policy, "--message", "One.", "--message", "Two.", "--json")
+    assert str(free_port) in failed.error()
+    [turn] = json.loads(failed.out)["turns"]
+    assert set(turn) == {*TURN_FIELDS, "error"}
+    assert (turn["stop_reason"], turn["answer"]) == ("provider_error", None)
+    assert place.run(*policy, "--message", "One.").error() == turn["error"]
+
+
+def test_a_person_talks_in_a_terminal(place: Any) -> None:
+    with Terminal(place, "--policy", "scripted:echo", "--kit", "rag") as terminal:
+        assert terminal.prompt().startswith("You talk with scripted:echo. Its memory: ")
+        assert "/memories [QUERY]" in terminal.types("/help")
+        shown = terminal.types("I like tea.")
+        assert re.search(r'\+ Add_memory "I like tea." → mem_\w+', shown)
+        assert " of 8,192 tokens (" in shown
+        assert "I like tea." in terminal.types("/memories")
+        assert "I like tea." in terminal.types("/memories tea")
+        context = terminal.types("/context")
+        assert re.search(r"^user +\d+ +I like tea\.$", context, re.MULTILINE)
+        assert terminal.types("/undo").endswith("is deleted again: I like tea.")
+        assert terminal.types("/memories") == "There are no memories here yet."
+        assert terminal.types("/forget").startswith("There is no command /forget.")
+        assert terminal.types("/new").startswith("A new conversation.")
+        assert terminal.types("/context").startswith("The context is empty")
+        terminal.presses("/quit\n")
+        assert terminal.ended()[0] == 0
+        assert "\x1b[1" in terminal.raw
+    history = place.data / "chat_history"
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    assert "I like tea.\n" in history.read_text(encoding="utf-8")
+
+
+def test_lines_typed_in_an_earlier_chat_are_one_key_away(place: Any) -> None:
+    with Terminal(place, "--policy", "scripted:echo") as terminal:
+        terminal.prompt()
+        terminal.types("A line worth saying again.")
+        terminal.presses("\x04")
+        status, last = terminal.ended()
+    assert status == 0
+    session = re.search(r"--session (ctx_\w+) goes on with this conversation", last)
+    assert session is not None
+    with Terminal(place, "--policy", "scripted:echo", "--session", session[1]) as terminal:
+        assert " of 8,192 tokens (" in terminal.prompt()
+        terminal.presses("\x1b[A\n")
+        assert terminal.prompt().count("A line worth saying again.") == 2
+        terminal.presses("\x04")
+        assert terminal.ended()[0] == 0
+
+
+def test_ctrl_c_twice_at_the_prompt_ends_a_chat(place: Any) -> None:
+    with Terminal(place, "--policy", "scripted:echo") as terminal:
+        terminal.prompt()
+        terminal.interrupts()
+        assert "Ctrl-C once more ends the chat" in terminal.prompt()
+        assert terminal.types("hello").startswith("hello")
+        terminal.interrupts()
+        assert "Ctrl-C once more ends the chat" in terminal.prompt()
+        terminal.interrupts()
+        assert terminal.ended()[0] == 0
+
+
+def test_a_dumb_terminal_gets_no_colours(place: Any) -> None:
+    with Terminal(place, "--policy", "scripted:echo", TERM="dumb") as terminal:
+        terminal.prompt()
+        assert terminal.types("hello").startswith("hello")
+        terminal.presses("/quit\n")
+        assert terminal.ended()[0] == 0
+        assert "\x1b[1" not in terminal.raw
+
+
+def test_a_chat_outlives_the_process_that_serves_its_memory(place: Any) -> None:
+    with Terminal(place, "--policy", "scripted:echo", "--kit", "rag") as terminal:
+        terminal.prompt()
+        terminal.types("I like tea.")
+        os.kill(place.owner()["pid"], signal.SIGKILL)
+        terminal.until("What it acknowledged is stored.")
+        assert "Error: The memory server did not answer" in terminal.types("I like milk.")
+        assert 'Add_memory "I like milk."' in terminal.types("I like milk.")
+        terminal.presses("/quit\n")
+        assert terminal.ended()[0] == 0
+
+
+def test_json_without_a_message_is_refused_in_a_terminal(place: Any) -> None:
+    with Terminal(place, "--policy", "scripted:echo", "--json") as terminal:
+        status, shown = terminal.ended()
+    assert status == 1
+    assert "Error: --json is for chats without a person" in shown
+
+
+def _first_id(prompt: Prompt) -> str:
+    said = next(one.content for one in prompt.messages if "Stored as mem_" in one.content)
+    return said.split("Stored as ")[1].split(".", maxsplit=1)[0]
+
+
+def test_changes_are_taken_back_by_the_owner_of_the_folder(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in place.environment().items():
+        monkeypatch.setenv(name, value)
+    policy = ScriptedPolicy(
+        [
+            Turn("Keep it.", (Call("Add_memory", {"content": "Maya is a nurse."}),)),
+            lambda prompt: Turn(
+                "Change it.",
+                (Call("Update_memory", {"memory_id": _first_id(prompt), "content": "Maya was a nurse."}),),
+            ),
+            lambda prompt: Turn(
+                "Drop it.", (Call("Delete_memory", {"memory_id": _first_id(prompt), "confirmation": True}),)
+            ),
+            Turn("Done.", answer="Done."),
+        ]
+    )
+    folder = FolderPlace(load_settings())
+    began = datetime.now(UTC)
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(folder.tools()) as tools:
+        background = Background(portal)
+        witness = Witness(tools)
+        conversation = Conversation(policy, witness, AgentOptions())
+        background.wait_for(lambda: conversation.say("Three changes.", lambda _: None))
+        undoing = Undoing(folder, witness, began)
+        said = [background.wait_for(undoing.undo) for _ in range(4)]
+    [memory_id] = witness.changed
+    assert said == [
+        f"{memory_id} is back: Maya was a nurse.",
+        f"{memory_id} says again: Maya is a nurse.",
+        f"{memory_id} is deleted again: Maya is a nurse.",
+        "There is nothing more to take back.",
+    ]
+    history = place.run("memories", "history", memory_id, "--json").json()
+    assert [(one["kind"], one["actor"]) for one in history] == [
+        ("add", "policy"),
+        ("update", "policy"),
+        ("delete", "policy"),
+        ("restore", "user"),
+        ("restore", "user"),
+        ("delete", "user"),
+    ]
