@@ -27,7 +27,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PREFIX = "AGEMEM_"
-_NOT_SHARED = ("data_dir", "namespace", "tools", "log_level", "daemon", "host", "port", "token", "allowed_hosts")
+_NOT_SHARED = (
+    "data_dir",
+    "namespace",
+    "tools",
+    "log_level",
+    "daemon",
+    "host",
+    "port",
+    "token",
+    "allowed_hosts",
+    "policy",
+)
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -90,6 +101,18 @@ class SummarySettings(BaseModel):
             msg = "AGEMEM_SUMMARY__URL and AGEMEM_SUMMARY__MODEL belong together: set both or neither"
             raise ValueError(msg)
         return self
+
+
+class PolicySettings(BaseModel):
+    """What decides which operation to use, where this package runs an agent itself."""
+
+    name: str | None = Field(
+        default=None, description="`openai:MODEL@URL`, `hf:PATH` or `scripted:NAME`: who answers in a chat."
+    )
+    api_key: SecretStr | None = Field(default=None, description="Its key, if it wants one.")
+    native: bool = Field(
+        default=False, description="`true`: it calls tools by its own interface, not by writing them into its text."
+    )
 
 
 _environment: ContextVar[Mapping[str, str] | None] = ContextVar("environment", default=None)
@@ -166,6 +189,7 @@ class Settings(BaseSettings):
     context: ContextSettings = Field(default_factory=ContextSettings)
     filter: FilterSettings = Field(default_factory=FilterSettings)
     summary: SummarySettings = Field(default_factory=SummarySettings)
+    policy: PolicySettings = Field(default_factory=PolicySettings)
 
     @classmethod
     def settings_customise_sources(  # the names are the base class's
@@ -264,7 +288,7 @@ def differing_settings(mine: Settings, theirs: Settings) -> list[tuple[str, str,
     return [
         (name, _shown(own[name]), _shown(other[name]))
         for name in own
-        if own[name] != other[name] and name.removeprefix(PREFIX).lower() not in _NOT_SHARED
+        if own[name] != other[name] and name.removeprefix(PREFIX).lower().split("__")[0] not in _NOT_SHARED
     ]
 
 

@@ -12,7 +12,7 @@ from agemem_mcp.domain.context import SessionLives
 from agemem_mcp.domain.limits import Quota
 from agemem_mcp.domain.modes import FilterMode
 from agemem_mcp.errors import ConfigurationError
-from agemem_mcp.settings import changed_settings, load_settings, setting_rows
+from agemem_mcp.settings import changed_settings, differing_settings, load_settings, setting_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,7 +129,7 @@ def test_a_value_that_cannot_be_used_is_refused_with_its_variable(
 
 
 def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = ("AGEMEM_TOKEN", "AGEMEM_QDRANT_API_KEY", "AGEMEM_SUMMARY__API_KEY")
+    secrets = ("AGEMEM_TOKEN", "AGEMEM_QDRANT_API_KEY", "AGEMEM_SUMMARY__API_KEY", "AGEMEM_POLICY__API_KEY")
     for name in secrets:
         monkeypatch.setenv(name, "hunter2")
     monkeypatch.setenv("AGEMEM_SUMMARY__URL", "http://127.0.0.1:1/v1")
@@ -185,3 +185,21 @@ def test_a_retention_and_a_quota_come_from_the_environment(monkeypatch: pytest.M
     monkeypatch.delenv("AGEMEM_QUOTA__BYTES")
     monkeypatch.setenv("AGEMEM_RETENTION", "event=30d,note")
     assert "AGEMEM_RETENTION: 'note' is no retention. Write such as event=30d" in refusal()
+
+
+def test_a_policy_is_named_with_its_key_and_how_it_calls_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load_settings().policy
+    assert (policy.name, policy.api_key, policy.native) == (None, None, False)
+    monkeypatch.setenv("AGEMEM_POLICY__NAME", "openai:small@http://127.0.0.1:1/v1")
+    monkeypatch.setenv("AGEMEM_POLICY__NATIVE", "true")
+    policy = load_settings().policy
+    assert (policy.name, policy.native) == ("openai:small@http://127.0.0.1:1/v1", True)
+
+
+def test_what_each_client_has_for_itself_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = load_settings()
+    monkeypatch.setenv("AGEMEM_POLICY__NAME", "scripted:echo")
+    monkeypatch.setenv("AGEMEM_POLICY__API_KEY", "hunter2")
+    monkeypatch.setenv("AGEMEM_NAMESPACE", "work")
+    monkeypatch.setenv("AGEMEM_CONTEXT__BUDGET_TOKENS", "500")
+    assert differing_settings(mine, load_settings()) == [("AGEMEM_CONTEXT__BUDGET_TOKENS", "8192", "500")]
