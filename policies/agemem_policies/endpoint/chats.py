@@ -161,16 +161,17 @@ class Chats:
             length = len(messages) - work.states[::-1].index(known.state)
             return Plan(asked.session_id, known, messages[length:], length, known.waiting)
         first = unanswered_tail(messages)
-        waiting = () if known is None else known.waiting
         told: frozenset[str] = frozenset() if known is None else known.instructions
-        waiting = (messages[first - 1].calls if first else ()) or waiting
+        # What the client shows of the conversation counts, if it shows any.
+        waiting = messages[first - 1].calls if first else () if known is None else known.waiting
         return Plan(asked.session_id, known, messages[first:], first, waiting, told)
 
     async def _carry_out(self, work: Work, plan: Plan, running: Running) -> Reply | None:
         """Run the agent; None if the session that was found is there no more."""
         policy = await self._policy.of(plan.session_id)
         new = as_context(plan.messages, plan.waiting, native=policy.native, first=plan.first, told=plan.told)
-        new = [*_told_of_tools(work, plan, policy), *new]
+        results = next((number for number, one in enumerate(new) if one.role is not Role.TOOL), len(new))
+        new[results:results] = _told_of_tools(work, plan, policy)
         if not new and plan.messages:
             msg = "There is nothing in the new messages. Say something in the last one."
             raise bad_request(msg, "messages")

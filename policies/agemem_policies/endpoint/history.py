@@ -124,7 +124,13 @@ def _check_complete(waiting: tuple[ClientCall, ...], results: dict[str, str]) ->
 def _assistants(message: Said, *, native: bool) -> list[NewMessage]:
     if message.calls:
         calls = tuple(Call(call.name, _object(call.arguments)) for call in message.calls)
-        return [NewMessage(Role.ASSISTANT, render(Turn(harmless(message.text), calls)))]
+        try:
+            written = render(Turn(harmless(message.text), calls))
+        except RecursionError:
+            # What could just be read may be nested too deeply to be written.
+            calls = tuple(Call(call.name, {"arguments": call.arguments}) for call in message.calls)
+            written = render(Turn(harmless(message.text), calls))
+        return [NewMessage(Role.ASSISTANT, written)]
     if not message.text.strip():
         return []
     if native:

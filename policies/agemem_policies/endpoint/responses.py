@@ -98,10 +98,9 @@ class ChatResponse(Response):
             await asyncio.gather(gone, writing, return_exceptions=True)
 
     async def _write_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            reply = await self._running.task
-        except Failure as failure:
-            await failure.response()(scope, receive, send)
+        reply = await self._outcome()
+        if isinstance(reply, Failure):
+            await reply.response()(scope, receive, send)
             return
         headers = {SESSION_HEADER: reply.extension["session_id"]}
         answer = Response(_json(self._envelope.completion(reply)), headers=headers, media_type="application/json")
@@ -112,7 +111,7 @@ class ChatResponse(Response):
         begun = {running.session, running.task}
         await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED, timeout=_KEEP_ALIVE_S)
         session_id = running.session.result() if running.session.done() else None
-        if session_id is None and running.task.done() and isinstance(failure := running.task.exception(), Failure):
+        if session_id is None and running.task.done() and isinstance(failure := await self._outcome(), Failure):
             await failure.response()(scope, receive, send)
             return
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -124,12 +123,22 @@ class ChatResponse(Response):
         await _put(send, _event(envelope.chunk(session_id, {"role": "assistant", "content": ""})))
         while (written := await self._next(session_id)) is not None:
             await _put(send, written)
-        try:
-            reply = await running.task
-        except Failure as failure:
-            await _put(send, _event(failure.body) + _DONE, more=False)
+        reply = await self._outcome()
+        if isinstance(reply, Failure):
+            await _put(send, _event(reply.body) + _DONE, more=False)
             return
         await _put(send, b"".join(map(_event, envelope.ending(reply))) + _DONE, more=False)
+
+    async def _outcome(self) -> Reply | Failure:
+        try:
+            await asyncio.wait({self._running.task})
+            return self._running.task.result()
+        except Failure as failure:
+            return failure
+        except asyncio.CancelledError:
+            if not self._running.task.cancelled():
+                raise
+            return Failure(503, "The server is shutting down. Ask again in a moment.", code="not_available")
 
     async def _next(self, session_id: str | None) -> bytes | None:
         """The next bytes of the stream; None when the run has ended."""

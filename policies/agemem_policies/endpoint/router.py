@@ -16,7 +16,7 @@ from agemem_policies.endpoint.chats import Chats
 from agemem_policies.endpoint.failures import SESSION_HEADER, Failure
 from agemem_policies.endpoint.responses import ChatResponse, Envelope
 from agemem_policies.endpoint.scopes import scope_of
-from agemem_policies.endpoint.serving import NO_POLICY, ServedPolicy
+from agemem_policies.endpoint.serving import NO_POLICY, served_policy
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agemem_mcp.server.turns import Turns
     from agemem_mcp.service.gate import ServiceGate
     from agemem_mcp.settings import Settings
+    from agemem_policies.endpoint.serving import ServedPolicy
 
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -43,8 +44,13 @@ def routes(settings: Settings, options: HttpOptions, gate: ServiceGate, turns: T
         ConfigurationError: there is no policy of that name.
     """
     name = settings.policy.name
-    policy = ServedPolicy(settings.policy, name) if name is not None and name.strip() else None
-    endpoint = Endpoint(policy, Chats(policy, gate, turns) if policy is not None else None, options.namespace)
+    policy = served_policy(settings.policy, name) if name is not None and name.strip() else None
+    return extension(policy, options.namespace, gate, turns)
+
+
+def extension(policy: ServedPolicy | None, namespace: str, gate: ServiceGate, turns: Turns) -> Extension:
+    """The endpoint with a policy that was made already, or none."""
+    endpoint = Endpoint(policy, None if policy is None else Chats(policy, gate, turns), namespace)
     router = APIRouter(prefix=PREFIX)
     router.add_route(f"{PREFIX}/chat/completions", endpoint.complete, methods=["POST"])
     router.add_route(f"{PREFIX}/models", endpoint.list_models, methods=["GET"])

@@ -10,6 +10,8 @@ from agemem_policies.baselines import AGEMEM, KITS, Kit
 from agemem_policies.endpoint.failures import Failure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agemem_mcp.settings import PolicySettings
     from agemem_policies.policy import Policy
 
@@ -20,32 +22,53 @@ NO_POLICY = (
 )
 
 
+def served_policy(settings: PolicySettings, name: str) -> ServedPolicy:
+    """What the settings name; a model on this machine is only loaded when it is first asked.
+
+    Args:
+        settings: with its key, and how it calls tools.
+        name: the policy's.
+
+    Raises:
+        ConfigurationError: there is no such policy.
+    """
+    from agemem_policies.choosing import make_policy, parse_choice  # noqa: PLC0415  not without a policy
+
+    key = None if settings.api_key is None else settings.api_key.get_secret_value()
+
+    def make() -> Policy:
+        return make_policy(name, api_key=key, native=settings.native)
+
+    choice = parse_choice(name)
+    if choice.kind == "openai":
+        return ServedPolicy(make, choice.name)
+    if choice.kind == "hf":
+        # Where it lies is nobody's business.
+        return ServedPolicy(make, choice.name.rstrip("/").rpartition("/")[2], late=True)
+    return ServedPolicy(make, name.strip(), scripted=True)
+
+
 class ServedPolicy:
     """Gives each session its policy: the same one, but for scripts, which each session begins anew."""
 
-    def __init__(self, settings: PolicySettings, name: str) -> None:
-        """Read what it is; a model on this machine is only loaded when it is first asked.
+    def __init__(self, make: Callable[[], Policy], alias: str, *, scripted: bool = False, late: bool = False) -> None:
+        """Set it up.
 
         Args:
-            settings: with its key, and how it calls tools.
-            name: what they name.
+            make: makes the policy.
+            alias: its own name among the models.
+            scripted: it has a state, so that each session has one of its own.
+            late: making it takes long, so that it is only made when it is first asked, in a thread.
 
         Raises:
-            ConfigurationError: there is no such policy.
+            ConfigurationError: it cannot be made.
         """
-        from agemem_policies.choosing import make_policy, parse_choice  # noqa: PLC0415  not without a policy
-
-        key = None if settings.api_key is None else settings.api_key.get_secret_value()
-        self._make = lambda: make_policy(name, api_key=key, native=settings.native)
-        choice = parse_choice(name)
-        self.alias = name.strip() if choice.kind == "scripted" else choice.name.rstrip("/").rpartition("/")[2]
-        """What it is called among the models; of a path the last part, as the rest is nobody's business."""
-        if choice.kind == "openai":
-            self.alias = choice.name
-        self._scripted = choice.kind == "scripted"
+        self.alias = alias
+        self._make = make
+        self._scripted = scripted
         self._policies: OrderedDict[str, Policy] = OrderedDict()
         """Of sessions, where each has its own."""
-        self._one: Policy | None = None if choice.kind == "hf" else self._make()
+        self._one: Policy | None = None if late else make()
         self._loading = asyncio.Lock()
 
     @property
