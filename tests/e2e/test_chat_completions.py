@@ -50,8 +50,9 @@ def client(echo: Any) -> Generator[openai.OpenAI]:
 
 def ask(client: openai.OpenAI, *messages: Any, **more: Any) -> Any:
     """Send a conversation; strings are the user's."""
-    sent: Any = [{"role": "user", "content": one} if isinstance(one, str) else one for one in messages]
-    return client.chat.completions.create(**{"model": "agemem", **more}, messages=sent)
+    sent = [{"role": "user", "content": one} if isinstance(one, str) else one for one in messages]
+    create: Any = client.chat.completions.create
+    return create(**{"model": "agemem", "messages": sent, **more})
 
 
 def test_an_answer_is_read_by_openais_client_with_its_usage_and_what_was_done(client: openai.OpenAI) -> None:
@@ -197,7 +198,7 @@ class Model:
                 self.end_headers()
                 self.wfile.write(sent)
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the base class names it
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

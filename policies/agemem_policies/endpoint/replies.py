@@ -118,18 +118,19 @@ class Transcript:
         reason = trajectory.stop_reason
         calls: tuple[ClientCall, ...] = ()
         text = trajectory.answer or ""
+        why = None if reason is None else _WHY.get(reason)
         if reason is StopReason.CLIENT_CALLS:
             calls = tuple(
                 ClientCall(f"call_{secrets.token_hex(12)}", call.name, json.dumps(plain(call.arguments)))
                 for call in trajectory.client_calls
             )
             text = self.said.strip()
-        elif reason is not StopReason.ANSWER and reason in _WHY:
-            text = f"(No answer was reached: {_WHY[reason]}.)"
+        elif why is not None:
+            text = f"(No answer was reached: {why}.)"
             self._said_before = len(self.said)
         if streamed and not calls and not self.spoke:
             self.say(text)
-        finish: FinishReason = "length" if reason in _WHY else "tool_calls" if calls else "stop"
+        finish: FinishReason = "length" if why is not None else "tool_calls" if calls else "stop"
         return Reply(
             Said("assistant", self.said if streamed else text, calls),
             finish,

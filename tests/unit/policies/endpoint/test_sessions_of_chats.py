@@ -86,9 +86,7 @@ async def test_the_same_question_asked_anew_begins_a_new_session(lexical_setting
         ({}, {"headers": {"X-Agemem-Namespace": "other"}}),
     ],
 )
-async def test_another_user_kit_or_namespace_never_finds_it(
-    lexical_settings: Settings, first: dict[str, Any], then: dict[str, Any]
-) -> None:
+async def test_another_user_kit_or_namespace_never_finds_it(lexical_settings: Settings, first: Any, then: Any) -> None:
     async with serving(lexical_settings, CountingPolicy) as chat:
         begun = await chat.ask(user("one"), **first)
         history = [user("one"), said(begun), user("two")]
@@ -100,7 +98,7 @@ async def test_another_user_kit_or_namespace_never_finds_it(
 async def test_the_default_kit_has_three_names(lexical_settings: Settings, model: str | None) -> None:
     async with serving(lexical_settings, CountingPolicy) as chat:
         begun = await chat.ask(user("one"))
-        named = {} if model is None else {"model": model}
+        named: Any = {} if model is None else {"model": model}
         assert session(await chat.ask(user("one"), said(begun), user("two"), **named)) == session(begun)
 
 
