@@ -136,7 +136,12 @@ class Agent:
         self._of_client = {str(tool["name"]) for tool in options.client_tools}
 
     async def run(
-        self, message: str | Sequence[NewMessage], *, session_id: str | None = None, on_event: OnEvent | None = None
+        self,
+        message: str | Sequence[NewMessage],
+        *,
+        session_id: str | None = None,
+        on_event: OnEvent | None = None,
+        on_session: Callable[[str], None] | None = None,
     ) -> Trajectory:
         """Work on a message until it is answered, or something else ends the run.
 
@@ -144,6 +149,7 @@ class Agent:
             message: what the user says; or messages, which may be those of several roles.
             session_id: a session to go on with; None for a new one.
             on_event: told what happens, as it happens.
+            on_session: told the session's handle once the message stands in it, before the policy is asked.
 
         Returns:
             What was done. Where the model or the memory server failed meanwhile, its ``error`` is set.
@@ -156,6 +162,8 @@ class Agent:
         """
         new = [NewMessage(Role.USER, message)] if isinstance(message, str) else list(message)
         run = await self._begin(new, session_id, on_event or _nobody)
+        if on_session is not None:
+            on_session(run.context.session_id)
         try:
             if self._options.kit.remembers and run.question is not None:
                 await run.runner.by_environment("Add_memory", {"content": run.question})
@@ -168,6 +176,8 @@ class Agent:
             run.trajectory.stop_reason = StopReason.PROVIDER_ERROR if provider else StopReason.MEMORY_ERROR
             run.trajectory.error = error
         run.trajectory.context_tokens = run.context.tokens
+        run.trajectory.context_messages = len(run.context.messages)
+        run.trajectory.budget_tokens = run.context.budget_tokens
         run.trajectory.seconds = time.monotonic() - run.started
         return run.trajectory
 

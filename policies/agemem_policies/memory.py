@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agemem_mcp.domain.memory import Scope
+    from agemem_mcp.server.turns import Turns
     from agemem_mcp.service.gate import ServiceGate
 
 _NAMESPACE_HEADER = "X-Agemem-Namespace"
@@ -85,9 +86,17 @@ class MemoryTools:
 
 
 @asynccontextmanager
-async def tools_in_process(gate: ServiceGate, scope: Scope) -> AsyncGenerator[MemoryTools]:
-    """A memory of this process, through the MCP server all the same."""
-    server = MemoryServer(gate, scope_of=lambda _: scope)
+async def tools_in_process(
+    gate: ServiceGate, scope: Scope, *, turns: Turns | None = None
+) -> AsyncGenerator[MemoryTools]:
+    """A memory of this process, through the MCP server all the same.
+
+    Args:
+        gate: where the service comes from.
+        scope: all that can be reached.
+        turns: whose operation is next, where others work on the same service.
+    """
+    server = MemoryServer(gate, scope_of=lambda _: scope, turns=turns)
     async with Client(server.mcp) as client:
         yield MemoryTools(client)
     await server.drain()

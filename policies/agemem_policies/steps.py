@@ -70,6 +70,10 @@ class Trajectory:
     """With :attr:`StopReason.PROVIDER_ERROR` and :attr:`StopReason.MEMORY_ERROR`: what failed."""
     context_tokens: int = 0
     """In the context at the end: T_used of the reward (AgeMem, A.2)."""
+    context_messages: int = 0
+    """In the context at the end."""
+    budget_tokens: int = 0
+    """That the context should stay below."""
     prompt_tokens: int = 0
     """All that the policy's model read, summaries for ``Summary_context`` included."""
     completion_tokens: int = 0

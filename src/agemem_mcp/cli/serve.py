@@ -145,6 +145,8 @@ def _how_to_register(url: str, settings: Settings) -> str:
         f"  Check:        curl {url}/readyz",
         f"  Try it:       agemem-mcp demo --url {url}/mcp",
     ]
+    if settings.policy.name is not None:
+        lines.append(f"  OpenAI:       base_url {url}/v1, model agemem")
     if everywhere and not settings.allowed_hosts:
         lines.append("  From other machines: name this one as they do, with --allowed-host NAME.")
     return "\n".join([*lines, "Stop with Ctrl-C."])

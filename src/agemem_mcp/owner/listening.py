@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from agemem_mcp.server.http import HttpListener, HttpOptions, build_app
@@ -12,7 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from agemem_mcp.owner.owner import Owner
+    from agemem_mcp.server.extensions import Extend
     from agemem_mcp.settings import Settings
+
+ENTRY_POINT_GROUP = "agemem_mcp.http"
+"""Each entry point makes an extension of the HTTP server: called with settings, options, gate and turns, it gives an
+:class:`~agemem_mcp.server.extensions.Extension`. So other packages add routes, and nothing imports upward."""
 
 
 @asynccontextmanager
@@ -36,10 +43,14 @@ async def listening(owner: Owner, settings: Settings, *, insecure: bool) -> Asyn
         allowed_hosts=tuple(settings.allowed_hosts),
         insecure=insecure,
     )
-    listener = HttpListener(build_app(options, owner.gate, owner.turns), options)
+    listener = HttpListener(build_app(options, owner.gate, owner.turns, _offered(settings, options)), options)
     owner.listening.append(listener.url)
     try:
         yield listener.url
     finally:
         owner.listening.remove(listener.url)
         await listener.close(process_ends=owner.ending)
+
+
+def _offered(settings: Settings, options: HttpOptions) -> list[Extend]:
+    return [partial(point.load(), settings, options) for point in entry_points(group=ENTRY_POINT_GROUP)]

@@ -19,7 +19,9 @@ from mcp.server.transport_security import TransportSecuritySettings
 from agemem_mcp._version import __version__
 from agemem_mcp.domain.memory import Scope, check_namespace
 from agemem_mcp.errors import ConfigurationError
+from agemem_mcp.server.extensions import Guard, is_extended, refused
 from agemem_mcp.server.tools import MemoryServer, ToolOffer
+from agemem_mcp.server.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Sequence
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Send
     from starlette.types import Scope as ConnectionScope
 
-    from agemem_mcp.server.turns import Turns
+    from agemem_mcp.server.extensions import Extend
     from agemem_mcp.service.gate import ServiceGate
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -64,13 +66,24 @@ class HttpOptions:
             raise ConfigurationError(msg)
 
 
-def build_app(options: HttpOptions, gate: ServiceGate, turns: Turns | None = None) -> FastAPI:
+def build_app(
+    options: HttpOptions, gate: ServiceGate, turns: Turns | None = None, extend: Sequence[Extend] = ()
+) -> FastAPI:
     """The ASGI application. It opens the gate; closing it is for whoever made it.
 
+    Args:
+        options: where and how to serve.
+        gate: where the service comes from.
+        turns: whose operation is next, where other servers work on the same service.
+        extend: make what other packages add.
+
     Raises:
-        ConfigurationError: it would serve others without a token.
+        ConfigurationError: it would serve others without a token, or what an extension needs cannot be used.
     """
     options.check()
+    turns = turns or Turns()
+    extensions = [make(gate, turns) for make in extend]
+    security = transport_security(options)
 
     def scope_of(request: Any) -> Scope:  # noqa: ANN401  starlette's request, or None in-process
         named = None if request is None else request.headers.get(NAMESPACE_HEADER)
@@ -79,7 +92,7 @@ def build_app(options: HttpOptions, gate: ServiceGate, turns: Turns | None = Non
     server = MemoryServer(gate, scope_of=scope_of, offer=options.offer, turns=turns)
     inner = server.mcp.streamable_http_app(
         streamable_http_path="/mcp",
-        transport_security=transport_security(options),
+        transport_security=security,
         max_request_body_size=_MAX_BODY_BYTES,
     )
 
@@ -88,6 +101,8 @@ def build_app(options: HttpOptions, gate: ServiceGate, turns: Turns | None = Non
         gate.start()
         async with server.mcp.session_manager.run():
             yield
+        for extension in extensions:
+            await extension.close()
         await server.drain()
 
     app = FastAPI(title="agemem-mcp", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -103,7 +118,11 @@ def build_app(options: HttpOptions, gate: ServiceGate, turns: Turns | None = Non
         # Why it failed may name folders of this machine: that goes to the log, not to whoever asks.
         return JSONResponse({"status": gate.state}, status_code=200 if gate.ready else 503)
 
+    for extension in extensions:
+        app.include_router(extension.router)
     app.mount("/", inner)
+    if extensions:
+        app.add_middleware(Guard, security=security, max_body_bytes=_MAX_BODY_BYTES)
     if options.token is not None:
         app.add_middleware(BearerToken, token=options.token)
     return app
@@ -136,14 +155,19 @@ class BearerToken:
             scheme, _, token = given.partition(b" ")
             # Constant time: how long the comparison takes says nothing of the token.
             if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
-                response = JSONResponse(
-                    {"error": "A bearer token is required: send `Authorization: Bearer …` with AGEMEM_TOKEN's value."},
-                    status_code=401,
-                    headers={"WWW-Authenticate": 'Bearer realm="agemem-mcp"'},
-                )
-                await response(scope, receive, send)
+                await _token_required(scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _token_required(path: str) -> JSONResponse:
+    text = "A bearer token is required: send `Authorization: Bearer …` with AGEMEM_TOKEN's value."
+    headers = {"WWW-Authenticate": 'Bearer realm="agemem-mcp"'}
+    if is_extended(path):
+        return refused(
+            401, f"{text} OpenAI's clients take it as their api_key.", code="invalid_api_key", headers=headers
+        )
+    return JSONResponse({"error": text}, status_code=401, headers=headers)
 
 
 def _with_ports(names: Sequence[str]) -> list[str]:
