@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     """Writes a summary of a span with the policy's own model; None if it cannot."""
 
 _OF_A_SESSION = {tool_name(operation) for operation in SIX if "session_id" in operation.model_fields}
-_EDITING = {"Summary_context", "Filter_context"}
+_RETRIEVING = "Retrieve_memory"
 
 
 class CallRunner:
@@ -85,8 +85,9 @@ class CallRunner:
     async def _carry_out(self, written: str, calls: Sequence[Call], allowed: int) -> list[Observation]:
         observations: list[Observation] = []
         waiting = [NewMessage(Role.ASSISTANT, written)]
-        # What a tool does to the context must meet the turn in it. Else all is appended at once.
-        at_once = not any(call.name in _OF_A_SESSION for call in calls)
+        # What is retrieved enters the context by itself, after the turn that asked for it. Else all is appended at the
+        # end, and a filter does not meet its own criteria in the turn that names them.
+        at_once = not any(call.name == _RETRIEVING for call in calls)
         for number, call in enumerate(calls):
             if number >= allowed or self._stopping:
                 left = len(calls) - number
@@ -132,8 +133,10 @@ class CallRunner:
             observation = await self._summary(arguments, actor)
         else:
             observation = await self._tools.call(call.name, arguments, session_id=self._context.session_id, actor=actor)
-        if call.name in _EDITING and not observation.is_error:
-            await self._context.refresh()
+        if call.name == "Filter_context" and not observation.is_error:
+            await self._context.filtered(observation)
+        if call.name == "Summary_context" and not observation.is_error:
+            await self._context.summarised(observation)
         return _brief(call.name, observation)
 
     async def _summary(self, arguments: dict[str, Any], actor: Actor) -> Observation:

@@ -1,7 +1,7 @@
 """A session's context as an agent works with it: the server's, with a copy at hand.
 
-The server holds the context. The agent knows what it put there, so it need not ask for all of it before each
-turn; it asks again when a tool rewrote the context, or when someone else did (the number of messages tells).
+The server holds the context. The agent knows what it put there and what tools made of it, so it need not ask for
+all of it before each turn; it asks when someone else changed it meanwhile (the number of messages tells).
 """
 
 from __future__ import annotations
@@ -103,8 +103,27 @@ class SessionContext:
         """
         info = observation.structured["context"]
         tokens = int(info["tokens"]) - self.tokens
-        self.messages.append(ContextMessage("", Role.TOOL, text, MessageKind.RETRIEVED, tokens))
+        message_id = str(observation.structured["message_id"])
+        self.messages.append(ContextMessage(message_id, Role.TOOL, text, MessageKind.RETRIEVED, tokens))
         await self._noted(info)
+
+    async def filtered(self, observation: Observation) -> None:
+        """Messages were removed, by the answer of ``Filter_context``."""
+        gone = {one["message_id"] for one in observation.structured["removed"]}
+        self.messages = [message for message in self.messages if message.message_id not in gone]
+        await self._noted(observation.structured["context"])
+
+    async def summarised(self, observation: Observation) -> None:
+        """A summary took the place of messages, by the answer of ``Summary_context``."""
+        result = observation.structured
+        replaced = set(result["replaced"])
+        kept = [message for message in self.messages if message.message_id not in replaced]
+        first = next((n for n, message in enumerate(self.messages) if message.message_id in replaced), len(kept))
+        tokens = int(result["context"]["tokens"]) - sum(message.tokens for message in kept)
+        summary = ContextMessage(result["message_id"], Role.TOOL, result["summary"], MessageKind.SUMMARY, tokens)
+        # Nothing before the first of them left, so that it stands at the same place.
+        self.messages = [*kept[:first], summary, *kept[first:]]
+        await self._noted(result["context"])
 
     async def refresh(self) -> None:
         """Ask the server for the whole context.

@@ -96,6 +96,8 @@ class RetrieveResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     session_id: str
+    message_id: str | None
+    """Of the message that the memories became in the context; None if none was found."""
     memories: list[RetrievedMemory]
     search: Literal["hybrid", "lexical"]
     """How it was searched: ``lexical`` where no embedding model is configured."""
@@ -108,6 +110,8 @@ class SummaryResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     session_id: str
+    message_id: str
+    """Of the message that holds the summary."""
     summary: str
     method: str
     replaced: list[str]

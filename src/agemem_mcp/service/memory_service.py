@@ -72,7 +72,7 @@ class MemoryService:
             scope, operation.query, top_k=operation.top_k, metadata_filter=operation.metadata_filter
         )
         memories = [_shown(hit) for hit in hits]
-        session_id, info = await self.short_term.insert_retrieved(
+        session_id, message_id, info = await self.short_term.insert_retrieved(
             scope,
             operation.session_id,
             text=retrieved_text(memories) if memories else None,
@@ -82,6 +82,7 @@ class MemoryService:
         )
         return RetrieveResult(
             session_id=session_id,
+            message_id=message_id,
             memories=memories,
             search="lexical" if self.long_term.lexical_only else "hybrid",
             context=info,

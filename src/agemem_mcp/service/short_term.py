@@ -90,18 +90,21 @@ class ShortTermMemory:
         actor: Actor,
         query: str,
         memory_ids: Sequence[str],
-    ) -> tuple[str, ContextInfo]:
+    ) -> tuple[str, str | None, ContextInfo]:
         """Put retrieved memories into the context as one message; nothing found adds no message.
+
+        Returns:
+            The session, the message if there is one, and how full the context is.
 
         Raises:
             NotFound: unknown, expired or another caller's session.
         """
         new = [] if text is None else [(Role.TOOL, text, MessageKind.RETRIEVED)]
         arguments = {"query": query, "memory_ids": list(memory_ids)}
-        session_id, _, info = await self._extend(
+        session_id, added, info = await self._extend(
             scope, session_id, new, operation="Retrieve_memory", actor=actor, arguments=arguments
         )
-        return session_id, info
+        return session_id, added[0].message_id if added else None, info
 
     async def summarise(self, scope: Scope, operation: SummaryContext, actor: Actor) -> SummaryResult:
         """Replace a span of the context by one summary.
@@ -116,7 +119,7 @@ class ShortTermMemory:
         summary = await self._summarizers.summarise(replaced, given=operation.summary)
         ids = [one.message_id for one in replaced]
 
-        def work(store: SessionTransaction) -> ContextInfo:
+        def work(store: SessionTransaction) -> tuple[str, ContextInfo]:
             present = self._sessions.window(store, session_id)
             if not set(ids) <= {one.message_id for one in present.messages}:
                 msg = "The context changed while it was being summarised. Nothing was changed; call again."
@@ -146,11 +149,16 @@ class ShortTermMemory:
                     "tokens_after": summary.tokens,
                 },
             )
-            return self._sessions.info(self._sessions.measure(store, session_id))
+            return message.message_id, self._sessions.info(self._sessions.measure(store, session_id))
 
-        info = await self._store.write(work)
+        message_id, info = await self._store.write(work)
         return SummaryResult(
-            session_id=session_id, summary=summary.text, method=summary.method, replaced=ids, context=info
+            session_id=session_id,
+            message_id=message_id,
+            summary=summary.text,
+            method=summary.method,
+            replaced=ids,
+            context=info,
         )
 
     async def filter(self, scope: Scope, operation: FilterContext, actor: Actor) -> FilterResult:

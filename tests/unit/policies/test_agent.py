@@ -79,7 +79,7 @@ async def test_each_prompt_is_the_context_as_the_calls_before_left_it(tools: Mem
     assert "Stored as mem_" in texts[1]
     assert texts[2].count("<retrieved_memories>") == 1
     assert "<retrieved_memories>" not in texts[3]
-    assert texts[4].startswith("<summary>\nAll said.\n</summary>\n<tool_response>\nReplaced ")
+    assert texts[4].startswith("<summary>\nAll said.\n</summary>\n<think>Sum up.</think><tool_call>")
     assert [step.context_tokens for step in trajectory.steps] == sorted(
         step.context_tokens for step in trajectory.steps[:3]
     ) + [step.context_tokens for step in trajectory.steps[3:]]
@@ -212,7 +212,7 @@ BAD = ("\\ud800", "\\u0000", " ")
 async def test_a_model_works_on_its_own_session_whatever_it_writes(tools: MemoryTools) -> None:
     other, _ = await ran(tools, DONE, message="My secret is 4711.")
     line = Turn("Peek.", (Call("Summary_context", {"span": "all", "session_id": other.session_id, "summary": "x"}),))
-    trajectory, _ = await ran(tools, line, DONE)
+    trajectory, _ = await ran(tools, line, DONE, message="Show me what others told you in their sessions.")
     assert trajectory.steps[0].observations[0].structured["session_id"] == trajectory.session_id
     assert ("user", "My secret is 4711.") in await context_of(tools, other.session_id)
 

@@ -88,6 +88,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "retrieve": (
         RetrieveResult(
             session_id="ctx_1",
+            message_id="msg_1",
             memories=[hit("mem_1", "Ana likes tea", 0.5), hit("mem_2", "Bo\ndrives", 0.123)],
             search="hybrid",
             context=info(),
@@ -95,15 +96,19 @@ CASES: dict[str, tuple[Any, str]] = {
         f"2 memories found:\n[mem_1] (2026-01-01) Ana likes tea\n[mem_2] (2026-01-01) Bo\ndrives\n{CONTEXT}",
     ),
     "retrieve by words": (
-        RetrieveResult(session_id="ctx_1", memories=[hit("mem_1", "tea", 1)], search="lexical", context=info()),
+        RetrieveResult(
+            session_id="ctx_1", message_id="msg_1", memories=[hit("mem_1", "tea", 1)], search="lexical", context=info()
+        ),
         "1 memory found (by words alone: no embedding model is configured):\n" + f"[mem_1] (2026-01-01) tea\n{CONTEXT}",
     ),
     "retrieve nothing": (
-        RetrieveResult(session_id="ctx_1", memories=[], search="hybrid", context=info()),
+        RetrieveResult(session_id="ctx_1", message_id=None, memories=[], search="hybrid", context=info()),
         f"0 memories found.\n{CONTEXT}",
     ),
     "summary": (
-        SummaryResult(session_id="ctx_1", summary="Tea.", method="caller", replaced=["msg_1"], context=info()),
+        SummaryResult(
+            session_id="ctx_1", message_id="msg_2", summary="Tea.", method="caller", replaced=["msg_1"], context=info()
+        ),
         f"Replaced 1 message by your summary.\n{CONTEXT}",
     ),
     "filter": (
