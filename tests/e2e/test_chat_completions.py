@@ -174,8 +174,9 @@ class Model:
     """A scripted model behind an OpenAI-compatible endpoint."""
 
     def __init__(self) -> None:
-        self.turns: list[str | int] = []
-        """What it says next: a turn, or a status of HTTP."""
+        self.turns: list[str | int | None] = []
+        """What it says next: a turn, or a status of HTTP; None to think until the test ends."""
+        self.thought = threading.Event()
         self.asked: list[Any] = []
         model = self
 
@@ -185,6 +186,10 @@ class Model:
             def do_POST(self) -> None:
                 model.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 turn = model.turns.pop(0)
+                if turn is None:
+                    model.thought.wait()
+                    self.close_connection = True
+                    return
                 status, body = (turn, {"error": {"message": "out of memory"}}) if isinstance(turn, int) else (200, {})
                 if isinstance(turn, str):
                     message = {"role": "assistant", "content": turn}
@@ -209,6 +214,7 @@ class Model:
 
     def close(self) -> None:
         """Stop answering."""
+        self.thought.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -279,3 +285,14 @@ def test_tools_of_the_client_pass_through(behind: Any, model: Model, stream: boo
     assert second.session_id == first.session_id
     shown = "".join(message["content"] for message in model.asked[-1]["messages"][-2:])
     assert 0 < shown.find("rain") < shown.find("sun")
+
+
+def test_a_client_that_goes_away_ends_the_run_and_can_ask_again(behind: Any, model: Model) -> None:
+    model.turns = [None, "<think></think><answer>Here I am.</answer>"]
+    with ask(behind, "Where are you?", stream=True) as stream:
+        session_id = next(stream).session_id
+    # It could not be answered if the first run went on: requests on a session take turns.
+    answer = ask(behind, "Where are you?", extra_headers={"X-Agemem-Session": session_id})
+    assert answer.choices[0].message.content == "Here I am."
+    assert answer.session_id == session_id
+    assert answer.agemem["context"]["messages"] == 3

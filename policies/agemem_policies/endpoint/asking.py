@@ -128,6 +128,9 @@ def read_request(body: bytes) -> Asked:
     if messages[-1].role == "assistant":
         msg = "The last message must be a user's or the result of a tool, as there is nothing to answer else."
         raise bad_request(msg, "messages")
+    if messages[-1].role != "tool" and not messages[-1].text.strip():
+        msg = "The last message says nothing. Give it a content."
+        raise bad_request(msg, f"messages[{len(messages) - 1}].content")
     named = (request.metadata or {}).get("session_id")
     return Asked(
         model=request.model or None,

@@ -15,7 +15,7 @@ from agemem_mcp.domain.operations import tool_name
 from agemem_mcp.errors import AgeMemError, InvalidOperation, ProviderError
 from agemem_policies.agent import Agent, AgentOptions
 from agemem_policies.endpoint.asking import check_names
-from agemem_policies.endpoint.failures import Failure, bad_request
+from agemem_policies.endpoint.failures import Failure
 from agemem_policies.endpoint.history import as_context, next_state, states_of, unanswered_tail
 from agemem_policies.endpoint.known import Known, KnownSessions, OneAtATime
 from agemem_policies.endpoint.replies import Piece, Reply, Transcript
@@ -168,70 +168,105 @@ class Chats:
 
     async def _carry_out(self, work: Work, plan: Plan, running: Running) -> Reply | None:
         """Run the agent; None if the session that was found is there no more."""
-        policy = await self._policy.of(plan.session_id)
-        new = as_context(plan.messages, plan.waiting, native=policy.native, first=plan.first, told=plan.told)
-        results = next((number for number, one in enumerate(new) if one.role is not Role.TOOL), len(new))
-        new[results:results] = _told_of_tools(work, plan, policy)
-        if not new and plan.messages:
-            msg = "There is nothing in the new messages. Say something in the last one."
-            raise bad_request(msg, "messages")
+        attempt = _Attempt(work, plan, running, await self._policy.of(plan.session_id))
+        new = attempt.new_messages()
         async with tools_in_process(self._gate, work.scope, turns=self._turns) as tools:
             # Within the client nothing may be raised: its task groups would wrap it.
-            outcome = await self._run(work, plan, running, policy, tools, new)
+            outcome = await self._run(attempt, tools, new)
         if isinstance(outcome, Failure):
             raise outcome
         if outcome is None:
             return None
         if outcome.error is not None:
-            status, code = (
-                (502, "provider_error") if isinstance(outcome.error, ProviderError) else (503, "memory_error")
-            )
+            provider = isinstance(outcome.error, ProviderError)
+            status, code = (502, "provider_error") if provider else (503, "memory_error")
             raise Failure(status, str(outcome.error), code=code, session=outcome.session_id) from outcome.error
         reply = running.transcript.reply(outcome, streamed=work.asked.stream)
-        noted = self._known.of(work.scope, outcome.session_id)
-        if noted is not None:
-            state = next_state(work.states[-1], reply.message)
-            self._known.note(replace(noted, state=state, waiting=reply.message.calls))
+        self._known.note(attempt.left(next_state(work.states[-1], reply.message), reply.message.calls))
         return reply
 
-    async def _run(  # noqa: PLR0913, PLR0917  what one run is made of
-        self,
-        work: Work,
-        plan: Plan,
-        running: Running,
-        policy: Policy,
-        tools: MemoryTools,
-        new: list[NewMessage],
-    ) -> Trajectory | Failure | None:
+    async def _run(self, attempt: _Attempt, tools: MemoryTools, new: list[NewMessage]) -> Trajectory | Failure | None:
+        work, plan, running = attempt.work, attempt.plan, attempt.running
+
         def begun(session_id: str) -> None:
             if plan.session_id is None:
                 self._one.claim(session_id)
-            instructions = frozenset(one.text for one in work.asked.messages if one.role == "system")
-            if plan.known is not None:
-                instructions |= plan.known.instructions
-            self._known.note(
-                Known(session_id, work.scope, work.states[-1], (), _digest(work.asked.tools), instructions)
-            )
-            self._policy.keep(session_id, policy)
+            self._policy.keep(session_id, attempt.policy)
             running.session.set_result(session_id)
 
-        if plan.known is not None:
-            # Should it be cut off within appending, nobody can say how far it came.
-            self._known.note(replace(plan.known, state=None))
-        agent = Agent(policy, tools, AgentOptions(kit=work.kit, client_tools=work.asked.tools))
+        agent = Agent(attempt.policy, tools, AgentOptions(kit=work.kit, client_tools=work.asked.tools))
         try:
             return await agent.run(new, session_id=plan.session_id, on_event=running.transcript.told, on_session=begun)
         except InvalidOperation as error:
-            gone = plan.session_id is not None and await _is_gone(tools, plan.session_id)
-            if gone and plan.session_id is not None:
-                self._known.forget(plan.session_id)
-                # One that was only found by its history is replaced by a new one.
-                return _no_session() if work.asked.session_id is not None else None
-            if plan.known is not None:
-                self._known.note(plan.known)
-            return Failure(400, str(error), param="messages", session=plan.session_id)
-        except AgeMemError as error:
+            return await self._refused(attempt, tools, error)
+        except (AgeMemError, asyncio.CancelledError) as error:
+            if plan.known is not None and not attempt.begun:
+                # It was cut off within appending: nobody can say how far that came.
+                self._known.note(replace(plan.known, state=None))
+            if isinstance(error, asyncio.CancelledError):
+                raise
             return Failure(503, str(error), code="memory_error", session=plan.session_id)
+        finally:
+            if attempt.begun:
+                # If no answer comes, whoever asks again goes on here.
+                self._known.note(attempt.left(work.states[-1], ()))
+
+    async def _refused(self, attempt: _Attempt, tools: MemoryTools, error: InvalidOperation) -> Failure | None:
+        """What a refusal of the memory means."""
+        session_id = attempt.plan.session_id
+        if attempt.begun:
+            msg = f"What the model wrote could not be kept: {error}"
+            return Failure(502, msg, code="provider_error", session=attempt.running.session.result())
+        if session_id is not None and await _is_gone(tools, session_id):
+            self._known.forget(session_id)
+            # One that was only found by its history is replaced by a new one.
+            return None if attempt.work.asked.session_id is None else _no_session()
+        return Failure(400, str(error), param="messages", session=session_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A run in the session that a plan names."""
+
+    work: Work
+    plan: Plan
+    running: Running
+    policy: Policy
+
+    @property
+    def begun(self) -> bool:
+        """Whether the new messages stand in the session."""
+        return self.running.session.done()
+
+    def new_messages(self) -> list[NewMessage]:
+        """What is appended.
+
+        Raises:
+            Failure: results of tools are missing, or belong to no call.
+        """
+        plan = self.plan
+        new = as_context(plan.messages, plan.waiting, native=self.policy.native, first=plan.first, told=plan.told)
+        # What is said of the tools must not come between calls and their results.
+        results = next((number for number, one in enumerate(new) if one.role is not Role.TOOL), len(new))
+        return [*new[:results], *self._of_tools(), *new[results:]]
+
+    def _of_tools(self) -> list[NewMessage]:
+        """Tells a policy, which reads of its tools in the session's first message, that the client's are others now."""
+        tools = self.work.asked.tools
+        before = "" if self.plan.known is None else self.plan.known.tools
+        if self.plan.session_id is None or self.policy.native or _digest(tools) == before:
+            return []
+        if not tools:
+            return [NewMessage(Role.SYSTEM, "From now on you have no tools but those of the memory.")]
+        listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+        return [NewMessage(Role.SYSTEM, f"Beside those of the memory your tools are now, one to a line:\n{listed}")]
+
+    def left(self, state: bytes, waiting: tuple[ClientCall, ...]) -> Known:
+        """The session in this state."""
+        before = frozenset[str]() if self.plan.known is None else self.plan.known.instructions
+        said = {one.text for one in self.work.asked.messages if one.role == "system"}
+        session_id = self.running.session.result()
+        return Known(session_id, self.work.scope, state, waiting, _digest(self.work.asked.tools), before | said)
 
 
 async def _is_gone(tools: MemoryTools, session_id: str) -> bool:
@@ -242,21 +277,6 @@ async def _is_gone(tools: MemoryTools, session_id: str) -> bool:
 def _no_session() -> Failure:
     msg = "There is no such session here. Leave X-Agemem-Session away to begin a new one."
     return Failure(404, msg, code="session_not_found", param="session_id")
-
-
-def _told_of_tools(work: Work, plan: Plan, policy: Policy) -> list[NewMessage]:
-    """What tells a policy that reads of its tools in the session's first message that the client's are others now."""
-    tools = work.asked.tools
-    before = "" if plan.known is None else plan.known.tools
-    if plan.session_id is None or policy.native or _digest(tools) == before:
-        return []
-    listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    text = (
-        f"Beside those of the memory your tools are now, one to a line:\n{listed}"
-        if tools
-        else ("From now on you have no tools but those of the memory.")
-    )
-    return [NewMessage(Role.SYSTEM, text)]
 
 
 def _digest(tools: Sequence[dict[str, Any]]) -> str:

@@ -110,7 +110,7 @@ class ChatResponse(Response):
         running, envelope = self._running, self._envelope
         begun = {running.session, running.task}
         await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED, timeout=_KEEP_ALIVE_S)
-        session_id = running.session.result() if running.session.done() else None
+        session_id = self._session_id
         if session_id is None and running.task.done() and isinstance(failure := await self._outcome(), Failure):
             await failure.response()(scope, receive, send)
             return
@@ -121,7 +121,7 @@ class ChatResponse(Response):
         del start.headers["content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": start.raw_headers})
         await _put(send, _event(envelope.chunk(session_id, {"role": "assistant", "content": ""})))
-        while (written := await self._next(session_id)) is not None:
+        while (written := await self._next()) is not None:
             await _put(send, written)
         reply = await self._outcome()
         if isinstance(reply, Failure):
@@ -140,7 +140,12 @@ class ChatResponse(Response):
                 raise
             return Failure(503, "The server is shutting down. Ask again in a moment.", code="not_available")
 
-    async def _next(self, session_id: str | None) -> bytes | None:
+    @property
+    def _session_id(self) -> str | None:
+        """None while the session is busy with another request for long, or the memory is still being opened."""
+        return self._running.session.result() if self._running.session.done() else None
+
+    async def _next(self) -> bytes | None:
         """The next bytes of the stream; None when the run has ended."""
         try:
             async with asyncio.timeout(_KEEP_ALIVE_S):
@@ -151,7 +156,7 @@ class ChatResponse(Response):
             return None
         if isinstance(piece, Operation):
             return _comment(piece)
-        return _event(self._envelope.chunk(session_id, {"content": piece}))
+        return _event(self._envelope.chunk(self._session_id, {"content": piece}))
 
 
 async def _gone(receive: Receive) -> None:

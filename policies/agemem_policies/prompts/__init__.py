@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,12 @@ def load_prompt(name: str, folder: Path | None = None) -> str:
     return resources.files(package).joinpath(f"{name}.txt").read_text("utf-8").strip()
 
 
+@cache
 def function_of(operation: type[Operation]) -> dict[str, Any]:
-    """An operation as a function for a model; the session is the agent's business."""
+    """An operation as a function for a model; the session is the agent's business.
+
+    Made once: generating a schema takes as long as all else that comes before a model's first token.
+    """
     schema = input_schema(operation)
     schema["properties"].pop("session_id", None)
     schema["required"] = [name for name in schema.get("required", []) if name != "session_id"]

@@ -206,6 +206,28 @@ async def test_two_requests_on_one_session_are_worked_on_one_after_the_other(lex
         ]
 
 
+async def test_conversations_that_begin_alike_do_not_wait_for_one_another(lexical_settings: Settings) -> None:
+    policy = CountingPolicy()
+    policy.let.clear()
+    async with serving(lexical_settings, lambda: policy) as chat:
+        asked = [asyncio.create_task(chat.ask(user("Hello"))) for _ in range(5)]
+        await policy.until_asked(5)
+        policy.let.set()
+        assert len({session(answer) for answer in await asyncio.gather(*asked)}) == 5
+
+
+async def test_an_answer_that_cannot_be_kept_is_not_the_clients_fault(lexical_settings: Settings) -> None:
+    clock = SteppingClock()
+
+    def think_for_a_month(_: Any) -> Turn:
+        clock.advance(timedelta(days=31))
+        return Turn(answer="Where was I?")
+
+    async with serving(lexical_settings, script(think_for_a_month), clock=clock) as chat:
+        answer = await chat.ask(user("one"))
+        assert (answer.status_code, "could not be kept" in error(answer)) == (502, True)
+
+
 async def test_of_two_continuations_at_once_one_goes_on_and_the_other_forks(lexical_settings: Settings) -> None:
     async with serving(lexical_settings, CountingPolicy) as chat:
         begun = await chat.ask(user("one"))
@@ -236,7 +258,7 @@ async def test_a_refused_message_leaves_the_session_as_it_was(lexical_settings: 
         assert refused.status_code == 400
         assert "at most 65,536" in error(refused)
         blank = await chat.ask(*history, user(" "))
-        assert (blank.status_code, "Say something" in error(blank)) == (400, True)
+        assert (blank.status_code, "says nothing" in error(blank)) == (400, True)
         assert session(await chat.ask(*history, user("two"))) == session(begun)
 
 
