@@ -129,6 +129,8 @@ async def test_a_daemon_that_is_ended_under_load_loses_nothing_acknowledged(plac
     await start(place)
     await is_found(place, stored, chance.sample(sorted(stored), min(100, len(stored))))
     assert place.run("doctor", "--deep", "--json").status == 0
+    # Nothing that a kill leaves behind is taken for damage: it is replayed, not made anew.
+    assert not list(place.data.glob("index.damaged-*"))
 
 
 @pytest.mark.parametrize("harm", ["cut back to its last flush", "gone", "a file cut in half", "manifest gone"])

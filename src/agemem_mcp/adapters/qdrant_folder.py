@@ -36,6 +36,7 @@ _MANIFEST = "manifest.json"
 _CHANGED = "changed"
 # Named one by one: nothing else that lies in the folder is ever touched. Index schema 1 had one "shard" alone.
 _FILES = (_MANIFEST, f"{_MANIFEST}.new", _CHANGED)
+_LOG = "wal"
 _SHARD = re.compile(r"shard(?:-([0-9]+))?")
 
 log = structlog.get_logger(__name__)
@@ -65,6 +66,8 @@ class Manifest(pydantic.BaseModel):
     """Entries at the last flush: a shard that lost a segment loads without a word, with fewer."""
     unoptimised: int = 0
     """How many entries were put in since the shard was last optimised."""
+    sizes: dict[str, int] = {}
+    """Bytes of the shard's files at the last flush: one that was cut off loads without a word, with less in it."""
 
     @property
     def made_with(self) -> str:
@@ -156,11 +159,40 @@ class IndexFolder:
             msg = f"its manifest cannot be read ({type(error).__name__})"
             raise DamagedIndexError(msg) from error
 
+    def check_sizes(self, manifest: Manifest) -> None:
+        """Make sure that no file of the current generation is shorter than it was when it was flushed.
+
+        Raises:
+            DamagedIndexError: one is.
+        """
+        if shorter := self._shorter(manifest):
+            name, size = shorter
+            msg = f"{name} has {size:,} bytes where {manifest.sizes[name]:,} were flushed"
+            raise DamagedIndexError(msg)
+
+    def renew_sizes(self, manifest: Manifest) -> None:
+        """Call once the current generation is loaded, which may shorten files: what they held was put elsewhere."""
+        if self._shorter(manifest):
+            self._replace(manifest)
+
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest atomically and durably, and clear the mark of :meth:`mark_changed`.
 
         The shard it names, and no other, is from now on current.
         """
+        self._replace(manifest)
+        (self.directory / _CHANGED).unlink(missing_ok=True)
+        self._marked = False
+        self._fsync()
+
+    def _shorter(self, manifest: Manifest) -> tuple[str, int] | None:
+        """A file that is shorter than when it was flushed, and its size."""
+        present = _sizes(self.shard_path(manifest))
+        found = ((name, present.get(name, 0)) for name, size in manifest.sizes.items() if present.get(name, 0) < size)
+        return next(found, None)
+
+    def _replace(self, manifest: Manifest) -> None:
+        manifest = manifest.model_copy(update={"sizes": _sizes(self.shard_path(manifest))})
         temporary = self.directory / f"{_MANIFEST}.new"
         with temporary.open("w", encoding="utf-8") as file:
             file.write(manifest.model_dump_json(indent=2))
@@ -169,8 +201,6 @@ class IndexFolder:
         # Before the manifest counts: the folder of a new generation must have its name on stable storage.
         self._fsync()
         temporary.replace(self.directory / _MANIFEST)
-        (self.directory / _CHANGED).unlink(missing_ok=True)
-        self._marked = False
         self._fsync()
 
     def set_aside(self, reason: str) -> None:
@@ -200,3 +230,16 @@ class IndexFolder:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _sizes(shard: Path) -> dict[str, int]:
+    """Bytes of a shard's files that only grow while it is open: without its log, and texts, which tell damage."""
+    found: dict[str, int] = {}
+    for folder, folders, names in os.walk(shard):
+        if _LOG in folders:
+            folders.remove(_LOG)
+        for name in names:
+            if not name.endswith((".json", ".info")):
+                path = os.path.join(folder, name)  # noqa: PTH118  pathlib would take longer than looking
+                found[os.path.relpath(path, shard)] = os.stat(path).st_size  # noqa: PTH116  as above
+    return found

@@ -216,11 +216,13 @@ def _fits(folder: IndexFolder, manifest: Manifest, wanted: Manifest, *, rebuild:
 
 
 def _undamaged(folder: IndexFolder, manifest: Manifest) -> Shard:
+    folder.check_sizes(manifest)
     try:
         shard = Shard.load(folder.shard_path(manifest), manifest.dimensions)
     except StoreError as error:
         raise DamagedIndexError(str(error.__cause__ or error)) from error
     if shard.points == manifest.points or folder.is_changed:
+        folder.renew_sizes(manifest)
         return shard
     msg = f"it holds {shard.points} entries where {manifest.points} were flushed"
     with suppress(StoreError):

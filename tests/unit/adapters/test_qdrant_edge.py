@@ -251,6 +251,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "payload overwritten": _overwritten("payload_storage/page_0.dat"),
     "vector bookkeeping truncated, which panics": _truncated("vector_storage-dense/vectors/status.dat"),
     "ids truncated, which loads with fewer entries": _truncated("mutable_id_tracker.mappings"),
+    "words truncated, which loads with as many": _truncated("vector_storage-sparse/store/tracker_journal.dat"),
     "version gone, which loads without the segment": _removed("version.info"),
 }
 
@@ -398,6 +399,9 @@ async def test_killed_in_the_middle_of_writes_nothing_acknowledged_is_lost(tmp_p
 async def test_a_flush_records_what_the_index_was_made_with_and_leaves_no_other_files(tmp_path: Path) -> None:
     await filled(tmp_path / "index")
     raw = json.loads((tmp_path / "index" / "manifest.json").read_text())
+    sizes = raw.pop("sizes")
+    assert sizes
+    assert all((shard(tmp_path / "index") / name).stat().st_size == size for name, size in sizes.items())
     assert raw == {
         "schema_version": 2,
         "embedding": "test-model",
