@@ -25,9 +25,12 @@ from tests.unit.policies.endpoint.chat_server import (
 from agemem_mcp.app import open_service
 from agemem_mcp.errors import ConfigurationError, ProviderError
 from agemem_mcp.server.http import HttpOptions, build_app
+from agemem_mcp.server.turns import Turns
 from agemem_mcp.service.gate import ServiceGate
 from agemem_mcp.settings import load_settings
 from agemem_policies.endpoint import responses, routes
+from agemem_policies.endpoint.router import extension
+from agemem_policies.endpoint.serving import ServedPolicy
 from agemem_policies.protocol import Call, Turn
 
 if TYPE_CHECKING:
@@ -208,6 +211,24 @@ async def test_the_policy_is_closed_with_the_application(lexical_settings: Setti
         await chat.ask(user("?"))
         assert not policy.closed
     assert policy.closed
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_server_that_ends_tells_those_who_wait(lexical_settings: Settings, stream: bool) -> None:
+    policy = CountingPolicy()
+    policy.let.clear()
+    gate = ServiceGate(lambda _: open_service(lexical_settings))
+    made = extension(ServedPolicy(lambda: policy, "fake-model"), "default", gate, Turns())
+    app = build_app(HttpOptions(), gate, None, [lambda *_: made])
+    sent: list[dict[str, Any]] = []
+    body = {"messages": [user("?")], "stream": stream}
+    asked = asyncio.create_task(bare(app, body, asyncio.Event(), sent.append))
+    await policy.asked.wait()
+    await made.close()
+    await asked
+    assert "shutting down" in "".join(one.get("body", b"").decode() for one in sent)
+    assert sent[0]["status"] == (200 if stream else 503)
+    await gate.close()
 
 
 async def test_without_a_policy_the_setting_is_named_and_there_are_no_models(lexical_settings: Settings) -> None:

@@ -20,7 +20,8 @@ from tests.unit.policies.endpoint.chat_server import (
 )
 
 from agemem_mcp.adapters.system import SteppingClock
-from agemem_mcp.errors import ProviderError
+from agemem_mcp.errors import ProviderError, StoreError
+from agemem_policies.memory import MemoryTools
 from agemem_policies.protocol import Turn
 
 if TYPE_CHECKING:
@@ -226,6 +227,23 @@ async def test_an_answer_that_cannot_be_kept_is_not_the_clients_fault(lexical_se
     async with serving(lexical_settings, script(think_for_a_month), clock=clock) as chat:
         answer = await chat.ask(user("one"))
         assert (answer.status_code, "could not be kept" in error(answer)) == (502, True)
+
+
+async def test_after_a_memory_that_failed_within_appending_nobody_goes_on_by_history(
+    lexical_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(lexical_settings, CountingPolicy) as chat:
+        history = [user("one"), said(begun := await chat.ask(user("one"))), user("two")]
+
+        async def away(*_: Any, **__: Any) -> Any:
+            msg = "The memory server did not answer."
+            raise StoreError(msg)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryTools, "call", away)
+            failed = await chat.ask(*history)
+        assert (failed.status_code, failed.json()["error"]["code"]) == (503, "memory_error")
+        assert session(await chat.ask(*history)) != session(begun)
 
 
 async def test_of_two_continuations_at_once_one_goes_on_and_the_other_forks(lexical_settings: Settings) -> None:
