@@ -225,6 +225,35 @@ def test_a_chat_uses_the_memory_of_a_running_server(place: Any, free_port: int) 
     assert nowhere in place.run(*ECHO, "--url", nowhere, "--message", "One.").error()
 
 
+def test_bytes_that_are_no_text_do_not_end_a_chat(place: Any) -> None:
+    odd = os.fsdecode(b"tea \xff caf\xc3\xa9")
+    assert place.run(*ECHO, "--message", odd, "--json").json()["turns"][0]["answer"] == "tea \ufffd café"
+    refused = place.run(*ECHO, "--session", odd, "--message", "One.")
+    assert "There is no session" in refused.error()
+    fed = subprocess.run(
+        [sys.executable, "-m", "agemem_mcp", *ECHO, "--json"],
+        env=place.environment(),
+        input=b"tea \xff",
+        capture_output=True,
+        check=True,
+        timeout=_DEADLINE_S,
+    )
+    assert json.loads(fed.stdout)["turns"][0]["answer"] == "tea \ufffd"
+
+
+def test_a_terminal_that_lacks_characters_shows_the_others(place: Any) -> None:
+    shown = place.run(*ECHO, "--message", "日本 tea", PYTHONIOENCODING="ascii")
+    assert shown.status == 0, shown.err
+    assert shown.out.splitlines()[0] == "?? tea"
+
+
+def test_a_reader_that_leaves_early_is_no_error(place: Any) -> None:
+    process = place.start("chat", "--policy", "scripted:tour", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait() == 0
+    assert process.log == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
