@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -72,6 +72,7 @@ def chat(
     json: Json = False,
 ) -> None:
     """Talk with a model that manages its own memory, and see what it does to it."""
+    _forgive_characters()
     settings = load_settings(data_dir=data_dir, namespace=namespace)
     start_logging(settings.log_level)
     name = policy or settings.policy.name
@@ -83,7 +84,7 @@ def chat(
         policy=name,
         passing=name == TOUR_POLICY and data_dir is None and namespace is None and url is None,
         url=url,
-        session_id=session,
+        session_id=None if session is None else _whole(session),
         kit=kit,
         overflow=overflow,
         strict=strict,
@@ -99,10 +100,23 @@ def chat(
     run(wishes)
 
 
+def _forgive_characters() -> None:
+    """Whatever a model writes and whatever is typed: no character that an encoding lacks ends the chat."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def _whole(text: str) -> str:
+    """The text of an argument whose bytes the locale could not read: they stand in it as halves of characters."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _given(policy: str, messages: list[str] | None, *, as_json: bool) -> list[str] | None:
     """What is said without asking a person; None to ask one."""
     if messages:
-        return messages
+        return [_whole(one) for one in messages]
     if policy == TOUR_POLICY:
         from agemem_policies.scripted import TOUR  # noqa: PLC0415  as above
 

@@ -73,9 +73,10 @@ def operation_line(call: Call, observation: Observation, *, width: int | None, a
         arrow: what stands before the outcome.
     """
     symbol, colour, about = _STYLES.get(call.name, ("!", "red", ""))
+    quoted = str(call.arguments.get(about) or "") if about else ""
     if observation.is_error:
         symbol, colour = "!", "red"
-        outcome = one_line(observation.text, _WIDEST if width is None else max(_NARROWEST, width // 2))
+        outcome = one_line(observation.text, max(_NARROWEST, width // 2) if quoted and width is not None else _WIDEST)
     else:
         outcome = _outcome(call.name, observation.structured)
     name = one_line(call.name, 40)
@@ -84,7 +85,7 @@ def operation_line(call: Call, observation: Observation, *, width: int | None, a
     if plain:
         line.append(f" {plain}")
     ending = f" {arrow} {outcome}" if outcome else ""
-    if quoted := str(call.arguments.get(about) or "") if about else "":
+    if quoted:
         room = _WIDEST if width is None else width - cell_len(line.plain) - cell_len(ending) - 3
         line.append(f' "{_fitting(quoted, max(_NARROWEST, room))}"')
     line.append(ending, style="dim")

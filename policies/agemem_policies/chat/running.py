@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,10 @@ from agemem_policies.chat.view import View, terminal
 from agemem_policies.session import SessionContext
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from anyio.from_thread import BlockingPortal
+
     from agemem_policies.chat.command import Wishes
     from agemem_policies.chat.places import Place
     from agemem_policies.memory import MemoryTools
@@ -43,7 +47,7 @@ def run(wishes: Wishes) -> None:
         stack.callback(portal.call, policy.close)
 
         def connect() -> MemoryTools:
-            return stack.enter_context(portal.wrap_async_context_manager(place.tools()))
+            return stack.enter_context(_connection(portal, place))
 
         witness = Witness(connect())
         background = Background(portal)
@@ -60,6 +64,18 @@ def run(wishes: Wishes) -> None:
                 Talk(place, conversation, witness, undoing, background, view, connect).go_on(keyboard)
         if conversation.session_id is not None and not (wishes.as_json or wishes.passing):
             view.note(f"--session {conversation.session_id} goes on with this conversation.")
+
+
+@contextmanager
+def _connection(portal: BlockingPortal, place: Place) -> Generator[MemoryTools]:
+    connection = portal.wrap_async_context_manager(place.tools())
+    tools = connection.__enter__()
+    try:
+        yield tools
+    finally:
+        # One that was lost fails again when it is closed. Whoever needed it was told when it was lost.
+        with suppress(Exception):
+            connection.__exit__(None, None, None)
 
 
 def _policy(wishes: Wishes) -> Policy:

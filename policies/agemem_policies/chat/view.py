@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -24,14 +25,20 @@ _LONGEST_CELL = 200
 PROMPT = "you> "
 
 
+class _Terminal(Console):
+    """Where people read."""
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more (``| head``): what has begun is finished all the same, unseen."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 def terminal() -> Console:
     """Where people read; plain when it is not a terminal."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        reconfigure: Any = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            # Whatever a model writes, and whatever is typed: no character ends the conversation.
-            reconfigure(errors="replace")
-    return Console(highlight=False, markup=False, emoji=False)
+    return _Terminal(highlight=False, markup=False, emoji=False)
 
 
 class View:
