@@ -190,7 +190,6 @@ def test_the_policy_may_come_from_the_settings(place: Any) -> None:
 
 
 def test_an_endpoint_that_is_down_ends_a_chat_with_status_1_and_its_record(place: Any, free_port: int) -> None:
-    pytest.importorskip("agemem_policies.openai_chat")
     policy = ("chat", "--policy", f"openai:small@http://127.0.0.1:{free_port}/v1")
     failed = place.run(*policy, "--message", "One.", "--message", "Two.", "--json")
     assert str(free_port) in failed.error()
