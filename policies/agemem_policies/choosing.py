@@ -95,7 +95,7 @@ def _local(path: str) -> Policy:
     try:
         return cast("Policy", _attribute("agemem_policies.local", "LocalPolicy")(path))
     except ImportError as error:
-        msg = f'hf:{path} needs torch and transformers ({error}). Install them: pip install "agemem-mcp[train]"'
+        msg = f'hf:{path} needs torch and transformers ({error}). Install them: pip install "agemem-mcp[local]"'
         raise ConfigurationError(msg) from error
 
 
