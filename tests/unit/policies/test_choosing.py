@@ -95,7 +95,7 @@ def test_what_is_made_elsewhere_is_imported_only_then(
 def test_a_missing_torch_is_told_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "agemem_policies.local", None)  # as if one of its imports failed
     with pytest.raises(
-        ConfigurationError, match=r'hf:small needs torch .*: pip install "agemem-mcp\[train\]"'
+        ConfigurationError, match=r'hf:small needs torch .*: pip install "agemem-mcp\[local\]"'
     ) as caught:
         make_policy("hf:small")
     assert isinstance(caught.value.__cause__, ImportError)
