@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
     from agemem_mcp.service.memory_service import MemoryService
     from agemem_mcp.settings import Settings
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what it runs in the background, and every child inherits it; people's Ctrl-C is not ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines are shared and slow at times: a slow example is no failure.
 hypothesis_settings.register_profile(
