@@ -178,9 +178,7 @@ class Chats:
         if outcome is None:
             return None
         if outcome.error is not None:
-            provider = isinstance(outcome.error, ProviderError)
-            status, code = (502, "provider_error") if provider else (503, "memory_error")
-            raise Failure(status, str(outcome.error), code=code, session=outcome.session_id) from outcome.error
+            raise _failed(outcome.error, outcome.session_id) from outcome.error
         reply = running.transcript.reply(outcome, streamed=work.asked.stream)
         self._known.note(attempt.left(next_state(work.states[-1], reply.message), reply.message.calls))
         return reply
@@ -212,11 +210,8 @@ class Chats:
                 self._known.note(attempt.left(work.states[-1], ()))
 
     async def _refused(self, attempt: _Attempt, tools: MemoryTools, error: InvalidOperation) -> Failure | None:
-        """What a refusal of the memory means."""
+        """What it means that the memory refused the request's messages."""
         session_id = attempt.plan.session_id
-        if attempt.begun:
-            msg = f"What the model wrote could not be kept: {error}"
-            return Failure(502, msg, code="provider_error", session=attempt.running.session.result())
         if session_id is not None and await _is_gone(tools, session_id):
             self._known.forget(session_id)
             # One that was only found by its history is replaced by a new one.
@@ -267,6 +262,16 @@ class _Attempt:
         said = {one.text for one in self.work.asked.messages if one.role == "system"}
         session_id = self.running.session.result()
         return Known(session_id, self.work.scope, state, waiting, _digest(self.work.asked.tools), before | said)
+
+
+def _failed(error: AgeMemError, session_id: str) -> Failure:
+    """What it means that a run ended by an error: the model's, what it wrote, or the memory's."""
+    if isinstance(error, ProviderError):
+        return Failure(502, str(error), code="provider_error", session=session_id)
+    if isinstance(error, InvalidOperation):
+        msg = f"What the model wrote could not be kept: {error}"
+        return Failure(502, msg, code="provider_error", session=session_id)
+    return Failure(503, str(error), code="memory_error", session=session_id)
 
 
 async def _is_gone(tools: MemoryTools, session_id: str) -> bool:
