@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from agemem_mcp.domain.context import MessageKind, Role
 from agemem_mcp.domain.memory import Actor
-from agemem_mcp.errors import AgeMemError, ProviderError
+from agemem_mcp.errors import AgeMemError
 from agemem_policies.baselines import AGEMEM, Kit
 from agemem_policies.budget import SUMMARISE_FROM, Overflow, framed_tokens, newest_rounds
 from agemem_policies.carrying_out import CallRunner
@@ -172,9 +172,7 @@ class Agent:
                 if run.trajectory.stop_reason is None:
                     await self._round(run)
         except AgeMemError as error:
-            provider = isinstance(error, ProviderError)
-            run.trajectory.stop_reason = StopReason.PROVIDER_ERROR if provider else StopReason.MEMORY_ERROR
-            run.trajectory.error = error
+            run.trajectory.stop_reason, run.trajectory.error = StopReason.MEMORY_ERROR, error
         run.trajectory.context_tokens = run.context.tokens
         run.trajectory.context_messages = len(run.context.messages)
         run.trajectory.budget_tokens = run.context.budget_tokens
@@ -222,7 +220,6 @@ class Agent:
         began = time.monotonic()
         completion = await self._act(run, prompt)
         if completion is None:
-            run.trajectory.stop_reason = StopReason.MAX_SECONDS
             return
         policy_s = time.monotonic() - began
         turn: Turn | None = None
@@ -268,7 +265,7 @@ class Agent:
         await context.append([NewMessage(Role.USER, asked.content)], Actor.ENVIRONMENT)
 
     async def _act(self, run: _Run, prompt: Prompt) -> Completion | None:
-        """A turn of the policy; None if time ran out."""
+        """A turn of the policy; None if the run ends because it failed, or did not come in time."""
         stream = TurnStream(_teller(run))
         on_text: OnText = stream.feed
         if self._policy.native:
@@ -279,6 +276,11 @@ class Agent:
             async with asyncio.timeout(left):
                 completion = await self._policy.act(prompt, on_text)
         except TimeoutError:
+            run.trajectory.stop_reason = StopReason.MAX_SECONDS
+            return None
+        except AgeMemError as error:
+            # Whatever it is, such as a checkpoint that is not there: it is the policy's, and not the memory's.
+            run.trajectory.stop_reason, run.trajectory.error = StopReason.PROVIDER_ERROR, error
             return None
         stream.close()
         run.trajectory.counted(completion)

@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
@@ -14,17 +14,17 @@ from mcp.shared.exceptions import MCPError
 
 from agemem_mcp.domain.memory import Actor
 from agemem_mcp.errors import AgeMemError, ConfigurationError, InvalidOperation, StoreError
-from agemem_mcp.server.tools import ACTOR_META_KEY, SESSION_META_KEY, MemoryServer
+from agemem_mcp.server.clients import cause_of, client_at, client_in_process
+from agemem_mcp.server.tools import ACTOR_META_KEY, SESSION_META_KEY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from agemem_mcp.domain.memory import Scope
     from agemem_mcp.server.turns import Turns
     from agemem_mcp.service.gate import ServiceGate
-
-_NAMESPACE_HEADER = "X-Agemem-Namespace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,8 @@ async def tools_in_process(
         scope: all that can be reached.
         turns: whose operation is next, where others work on the same service.
     """
-    server = MemoryServer(gate, scope_of=lambda _: scope, turns=turns)
-    async with Client(server.mcp) as client:
+    async with client_in_process(gate, scope, turns=turns) as client:
         yield MemoryTools(client)
-    await server.drain()
 
 
 @asynccontextmanager
@@ -123,29 +121,19 @@ async def tools_at(url: str, *, token: str | None, namespace: str) -> AsyncGener
     Raises:
         ConfigurationError: there is none, or it wants another token.
     """
-    import httpx2  # noqa: PLC0415  the SDK's own HTTP client; a folder's memory does not need it
-    from mcp.client.streamable_http import streamable_http_client  # noqa: PLC0415  as above
-
-    headers = {_NAMESPACE_HEADER: namespace}
-    if token is not None:
-        headers["Authorization"] = f"Bearer {token}"
-    async with (
-        httpx2.AsyncClient(headers=headers, timeout=120) as http,
-        _connected(Client(streamable_http_client(url, http_client=http)), f"at {url}") as tools,
-    ):
+    async with _connected(client_at(url, token=token, namespace=namespace), f"at {url}") as tools:
         yield tools
 
 
 @asynccontextmanager
-async def _connected(client: Client, where: str) -> AsyncGenerator[MemoryTools]:
+async def _connected(connecting: AbstractAsyncContextManager[Client], where: str) -> AsyncGenerator[MemoryTools]:
     entered = False
     try:
-        async with client:
+        async with connecting as client:
             entered = True
             yield MemoryTools(client)
     except BaseExceptionGroup as group:
-        # The client's task groups wrap whatever happens within them.
-        cause = _cause(group)
+        cause = cause_of(group)
         if entered or isinstance(cause, AgeMemError) or not isinstance(cause, Exception):
             raise cause from group
         raise _unusable(where, cause) from group
@@ -153,12 +141,6 @@ async def _connected(client: Client, where: str) -> AsyncGenerator[MemoryTools]:
         if entered:
             raise
         raise _unusable(where, error) from error
-
-
-def _cause(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
-    return error
 
 
 def _unusable(where: str, cause: Exception) -> ConfigurationError:

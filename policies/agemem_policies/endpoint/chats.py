@@ -12,7 +12,7 @@ import structlog
 from agemem_mcp.domain.context import Role
 from agemem_mcp.domain.memory import Actor
 from agemem_mcp.domain.operations import tool_name
-from agemem_mcp.errors import AgeMemError, InvalidOperation, ProviderError
+from agemem_mcp.errors import AgeMemError, InvalidOperation
 from agemem_policies.agent import Agent, AgentOptions
 from agemem_policies.endpoint.asking import check_names
 from agemem_policies.endpoint.failures import Failure
@@ -21,6 +21,7 @@ from agemem_policies.endpoint.known import Known, KnownSessions, OneAtATime
 from agemem_policies.endpoint.replies import Piece, Reply, Transcript
 from agemem_policies.memory import tools_in_process
 from agemem_policies.session import NewMessage
+from agemem_policies.steps import StopReason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,7 +179,7 @@ class Chats:
         if outcome is None:
             return None
         if outcome.error is not None:
-            raise _failed(outcome.error, outcome.session_id) from outcome.error
+            raise _failed(outcome, outcome.error) from outcome.error
         reply = running.transcript.reply(outcome, streamed=work.asked.stream)
         self._known.note(attempt.left(next_state(work.states[-1], reply.message), reply.message.calls))
         return reply
@@ -264,9 +265,10 @@ class _Attempt:
         return Known(session_id, self.work.scope, state, waiting, _digest(self.work.asked.tools), before | said)
 
 
-def _failed(error: AgeMemError, session_id: str) -> Failure:
+def _failed(outcome: Trajectory, error: AgeMemError) -> Failure:
     """What it means that a run ended by an error: the model's, what it wrote, or the memory's."""
-    if isinstance(error, ProviderError):
+    session_id = outcome.session_id
+    if outcome.stop_reason is StopReason.PROVIDER_ERROR:
         return Failure(502, str(error), code="provider_error", session=session_id)
     if isinstance(error, InvalidOperation):
         msg = f"What the model wrote could not be kept: {error}"

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from agemem_mcp.server.extensions import PREFIX, Extension
-from agemem_mcp.server.http import NAMESPACE_HEADER
+from agemem_mcp.server.tools import NAMESPACE_HEADER
 from agemem_policies.endpoint.asking import read_request
 from agemem_policies.endpoint.chats import Chats
 from agemem_policies.endpoint.failures import SESSION_HEADER, Failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,16 +45,16 @@ def demo(
     try:
         steps = run_async(_story(settings, url, quiet=json, kept=kept))
     except BaseExceptionGroup as group:
-        # The client's task groups wrap whatever happens within them.
         raise _cause(group, url) from group
     if json:
         print_json(steps)
 
 
-def _cause(error: BaseException, url: str | None) -> BaseException:
-    """What lies within the groups; where a server could not be used, an error that says so."""
-    while isinstance(error, BaseExceptionGroup):
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+def _cause(group: BaseException, url: str | None) -> BaseException:
+    """What happened; where a server could not be used, an error that says so."""
+    from agemem_mcp.server.clients import cause_of  # noqa: PLC0415  slow to import
+
+    error = cause_of(group)
     if url is None or isinstance(error, AgeMemError) or not isinstance(error, Exception):
         return error
     return ProviderError(
@@ -149,31 +149,19 @@ def _short(value: object) -> str:
 
 @asynccontextmanager
 async def _client(settings: Settings, url: str | None, *, kept: bool) -> AsyncGenerator[Client]:
-    from mcp.client.client import Client  # noqa: PLC0415  slow to import
+    from agemem_mcp.server.clients import client_at, client_in_process  # noqa: PLC0415  slow to import
 
     if url is not None:
-        import httpx2  # noqa: PLC0415  the SDK's own HTTP client
-        from mcp.client.streamable_http import streamable_http_client  # noqa: PLC0415  slow to import
-
-        headers = {"X-Agemem-Namespace": _DEMO_NAMESPACE}
-        if settings.token is not None:
-            headers["Authorization"] = f"Bearer {settings.token.get_secret_value()}"
-        async with (
-            httpx2.AsyncClient(headers=headers, timeout=120) as http,
-            Client(streamable_http_client(url, http_client=http)) as client,
-        ):
+        token = None if settings.token is None else settings.token.get_secret_value()
+        async with client_at(url, token=token, namespace=_DEMO_NAMESPACE) as client:
             yield client
         return
-    from agemem_mcp.server.tools import MemoryServer  # noqa: PLC0415  slow to import
-
     with tempfile.TemporaryDirectory(prefix="agemem-demo-") as folder:
         # The demo leaves nothing behind, unless it was told where.
         here = settings if kept else settings.model_copy(update={"data_dir": Path(folder) / "data"})
         gate = service_gate(here)
-        server = MemoryServer(gate, scope_of=lambda _: Scope(namespace=_DEMO_NAMESPACE))
         try:
-            async with Client(server.mcp) as client:
+            async with client_in_process(gate, Scope(namespace=_DEMO_NAMESPACE)) as client:
                 yield client
         finally:
-            await server.drain()
             await gate.close()

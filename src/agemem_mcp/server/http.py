@@ -20,7 +20,7 @@ from agemem_mcp._version import __version__
 from agemem_mcp.domain.memory import Scope, check_namespace
 from agemem_mcp.errors import ConfigurationError
 from agemem_mcp.server.extensions import Guard, is_extended, refused
-from agemem_mcp.server.tools import MemoryServer, ToolOffer
+from agemem_mcp.server.tools import NAMESPACE_HEADER, MemoryServer, ToolOffer
 from agemem_mcp.server.turns import Turns
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from agemem_mcp.service.gate import ServiceGate
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-NAMESPACE_HEADER = "x-agemem-namespace"
 _OPEN_PATHS = ("/healthz", "/readyz")
 _SETTLING_S = 5
 _MAX_BODY_BYTES = 4 * 1024 * 1024

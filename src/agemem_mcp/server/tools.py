@@ -46,6 +46,9 @@ ACTOR_META_KEY = "agemem/actor"
 SESSION_META_KEY = "agemem/session_id"
 """The session on whose behalf a long-term operation runs, for the ledger."""
 
+NAMESPACE_HEADER = "x-agemem-namespace"
+"""Over HTTP: the namespace that a request works in."""
+
 INSTRUCTIONS = (
     "Long-term memory and a short-term context, managed by you. Store what will matter in later conversations with "
     "Add_memory, keep it current with Update_memory and Delete_memory, and look things up with Retrieve_memory before "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agemem_mcp.domain.memory import Actor, Scope
-from agemem_mcp.errors import InvalidOperation, ProviderError, StoreError
+from agemem_mcp.errors import AgeMemError, ConfigurationError, InvalidOperation, ProviderError, StoreError
 from agemem_policies.agent import Agent, AgentOptions, Limits
 from agemem_policies.events import Called, ContextChanged, Corrected, Event, Observed, Said, Thought
 from agemem_policies.memory import MemoryTools, tools_in_process
@@ -236,20 +236,18 @@ async def test_nothing_of_another_scope_is_ever_shown(gate: ServiceGate, tools: 
             await ran(bobs, DONE, session_id=secret.session_id)
 
 
-class Failing(ScriptedPolicy):
-    """Fails after its lines."""
+@pytest.mark.parametrize("kind", [ProviderError, ConfigurationError])
+async def test_when_the_model_fails_what_was_done_survives(tools: MemoryTools, kind: type[AgeMemError]) -> None:
+    class Failing(ScriptedPolicy):
+        async def act(self, prompt: Prompt, on_text: OnText | None = None) -> Completion:
+            if self._next == len(self._lines):
+                msg = "The model cannot be reached."
+                raise kind(msg)
+            return await super().act(prompt, on_text)
 
-    async def act(self, prompt: Prompt, on_text: OnText | None = None) -> Completion:
-        if self._next == len(self._lines):
-            msg = "The model cannot be reached."
-            raise ProviderError(msg)
-        return await super().act(prompt, on_text)
-
-
-async def test_when_the_model_fails_what_was_done_survives(tools: MemoryTools) -> None:
     trajectory = await Agent(Failing([Turn("a", (ADD,))]), tools).run("Hello.")
     assert (trajectory.stop_reason, len(trajectory.steps)) == (StopReason.PROVIDER_ERROR, 1)
-    with pytest.raises(ProviderError, match="cannot be reached"):
+    with pytest.raises(kind, match="cannot be reached"):
         trajectory.raise_for_error()
     assert [role for role, _ in await context_of(tools, trajectory.session_id)] == ["user", "assistant", "tool"]
     assert await found(tools, "Maya") == ["Maya lives in Lisbon."]

@@ -61,6 +61,8 @@ async def test_another_session_does_not_wait() -> None:
     turns = OneAtATime()
     await turns.begin("s")
     await turns.begin("other")
+    turns.end("other")
+    assert list(turns._busy) == ["s"]
 
 
 async def test_who_goes_away_leaves_its_turn_to_the_next() -> None:
@@ -83,8 +85,10 @@ async def test_a_turn_that_comes_in_the_moment_of_going_away_is_passed_on() -> N
     await asyncio.sleep(0)
     turns.end("s")
     gone.cancel()
-    await asyncio.gather(gone, return_exceptions=True)
+    assert isinstance((await asyncio.gather(gone, return_exceptions=True))[0], asyncio.CancelledError)
     await next_one
+    turns.end("s")
+    assert not turns._busy
 
 
 async def test_too_many_that_wait_are_refused() -> None:
