@@ -19,7 +19,7 @@ from agemem_mcp.domain.context import MessageKind, Role
 from agemem_mcp.domain.memory import Actor
 from agemem_mcp.errors import AgeMemError
 from agemem_policies.baselines import AGEMEM, Kit
-from agemem_policies.budget import SUMMARISE_FROM, Overflow, framed_tokens, newest_rounds
+from agemem_policies.budget import FRAME_TOKENS, SUMMARISE_FROM, Overflow, framed_tokens, newest_rounds
 from agemem_policies.carrying_out import CallRunner
 from agemem_policies.events import ContextChanged, Corrected, Said, Thought
 from agemem_policies.memory import Observation
@@ -88,6 +88,13 @@ class AgentOptions:
     """Further functions, run by the client: a turn that calls one ends the run."""
     prompts: Path | None = None
     """Folder of prompts that replace those shipped."""
+    system: str | None = None
+    """The whole system prompt, instead of the one made of those prompts and the tools."""
+    recalled: int = 0
+    """Hits of what is retrieved with each user message before the first turn, not by the policy's decision (stage 1
+    of AgeMem, section 3.3)."""
+    frame_tokens: int = FRAME_TOKENS
+    """What the model's chat template puts around each message, at most."""
     stage: int = 0
     """Noted with each step."""
 
@@ -126,7 +133,7 @@ class Agent:
         self._policy = policy
         self._tools = tools
         self._options = options = options or AgentOptions()
-        self._system = agent_prompt(
+        self._system = options.system or agent_prompt(
             options.kit.operations, native=policy.native, client_tools=options.client_tools, folder=options.prompts
         )
         self._functions: tuple[dict[str, Any], ...] = ()
@@ -140,6 +147,7 @@ class Agent:
         message: str | Sequence[NewMessage],
         *,
         session_id: str | None = None,
+        context: SessionContext | None = None,
         on_event: OnEvent | None = None,
         on_session: Callable[[str], None] | None = None,
     ) -> Trajectory:
@@ -148,6 +156,7 @@ class Agent:
         Args:
             message: what the user says; or messages, which may be those of several roles.
             session_id: a session to go on with; None for a new one.
+            context: instead of that: the session's context, which an earlier run has left; or one not yet opened.
             on_event: told what happens, as it happens.
             on_session: told the session's handle once the message stands in it, before the policy is asked.
 
@@ -161,12 +170,15 @@ class Agent:
                 observation.
         """
         new = [NewMessage(Role.USER, message)] if isinstance(message, str) else list(message)
-        run = await self._begin(new, session_id, on_event or _nobody)
+        run = await self._begin(new, context or await self._opened(session_id), on_event or _nobody)
         if on_session is not None:
             on_session(run.context.session_id)
         try:
             if self._options.kit.remembers and run.question is not None:
                 await run.runner.by_environment("Add_memory", {"content": run.question})
+            if self._options.recalled and run.question is not None:
+                recalled = {"query": run.question, "top_k": self._options.recalled}
+                await run.runner.by_environment("Retrieve_memory", recalled)
             while run.trajectory.stop_reason is None:
                 run.trajectory.stop_reason = self._used_up(run)
                 if run.trajectory.stop_reason is None:
@@ -179,14 +191,15 @@ class Agent:
         run.trajectory.seconds = time.monotonic() - run.started
         return run.trajectory
 
-    async def _begin(self, new: list[NewMessage], session_id: str | None, told: OnEvent) -> _Run:
+    async def _opened(self, session_id: str | None) -> SessionContext:
         if session_id is None:
-            context = SessionContext(self._tools)
-            await context.append([NewMessage(Role.SYSTEM, self._system), *new], Actor.USER)
-        else:
-            context = await SessionContext.resume(self._tools, session_id)
-            if new:
-                await context.append(new, Actor.USER)
+            return SessionContext(self._tools)
+        return await SessionContext.resume(self._tools, session_id)
+
+    async def _begin(self, new: list[NewMessage], context: SessionContext, told: OnEvent) -> _Run:
+        first = [] if context.opened else [NewMessage(Role.SYSTEM, self._system)]
+        if first or new:
+            await context.append([*first, *new], Actor.USER)
         trajectory = Trajectory(context.session_id)
         own = OwnSummaries(self._policy, context, trajectory, prompts=self._options.prompts)
         runner = CallRunner(
@@ -242,25 +255,27 @@ class Agent:
 
     async def _shown(self, run: _Run) -> Sequence[ContextMessage] | None:
         """The messages of the next prompt; None if they cannot be made to fit."""
-        context, overflow = run.context, self._options.overflow
-        window = self._options.window_tokens or context.budget_tokens
-        room = window - self._options.answer_tokens - self._functions_tokens
-        wanted = framed_tokens(context.messages)
+        context, options = run.context, self._options
+        overflow = options.overflow
+        window = options.window_tokens or context.budget_tokens
+        room = window - options.answer_tokens - self._functions_tokens
+        wanted = framed_tokens(context.messages, options.frame_tokens)
         # What a summary could not shorten is not tried again before there is more of it.
         due = max(SUMMARISE_FROM * window, _WORTH_ANOTHER * run.condensed_tokens)
         if overflow is Overflow.SUMMARISE and wanted > min(room, due):
             await self._condense(run, room)
-            run.condensed_tokens = framed_tokens(context.messages)
+            run.condensed_tokens = framed_tokens(context.messages, options.frame_tokens)
         elif overflow is Overflow.TRUNCATE_OLDEST and wanted > room:
-            return newest_rounds(context.messages, room)
-        return context.messages if framed_tokens(context.messages) <= room else None
+            return newest_rounds(context.messages, room, options.frame_tokens)
+        return context.messages if framed_tokens(context.messages, options.frame_tokens) <= room else None
 
     async def _condense(self, run: _Run, room: int) -> None:
         """Replace what went before by a summary; the question that is being worked on is repeated after it."""
         context, question = run.context, run.question
         asked = next((one for one in context.messages if one.content == question), None)
         observation = await run.runner.by_environment("Summary_context", {"span": "all"})
-        if observation.is_error or asked is None or framed_tokens([*context.messages, asked]) > room // 2:
+        frame = self._options.frame_tokens
+        if observation.is_error or asked is None or framed_tokens([*context.messages, asked], frame) > room // 2:
             return
         await context.append([NewMessage(Role.USER, asked.content)], Actor.ENVIRONMENT)
 

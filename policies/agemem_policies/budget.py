@@ -32,18 +32,20 @@ class Overflow(StrEnum):
     """The oldest rounds are not shown. They stay in the server's context."""
 
 
-def framed_tokens(messages: Sequence[ContextMessage]) -> int:
+def framed_tokens(messages: Sequence[ContextMessage], frame_tokens: int = FRAME_TOKENS) -> int:
     """Tokens of messages as a model is shown them, at most."""
-    return sum(message.tokens + FRAME_TOKENS + ESCAPE_TOKENS * escapes(message.content) for message in messages)
+    return sum(message.tokens + frame_tokens + ESCAPE_TOKENS * escapes(message.content) for message in messages)
 
 
-def newest_rounds(messages: Sequence[ContextMessage], room_tokens: int) -> list[ContextMessage] | None:
+def newest_rounds(
+    messages: Sequence[ContextMessage], room_tokens: int, frame_tokens: int = FRAME_TOKENS
+) -> list[ContextMessage] | None:
     """System messages, and as many of the newest rounds as there is room for; None if not even the last one fits."""
     system = [message for message in messages if message.role is Role.SYSTEM]
-    room_tokens -= framed_tokens(system)
+    room_tokens -= framed_tokens(system, frame_tokens)
     kept: list[ContextMessage] = []
     for number, one in enumerate(reversed(rounds_of(messages))):
-        room_tokens -= framed_tokens(one)
+        room_tokens -= framed_tokens(one, frame_tokens)
         if room_tokens < 0:
             if number == 0:
                 return None

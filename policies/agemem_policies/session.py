@@ -72,6 +72,11 @@ class SessionContext:
             raise RuntimeError(msg)
         return self._session_id
 
+    @property
+    def opened(self) -> bool:
+        """Whether the session has a handle yet."""
+        return self._session_id is not None
+
     async def append(self, new: Sequence[NewMessage], actor: Actor) -> None:
         """Append messages.
 

@@ -381,7 +381,14 @@ def owned(settings: Settings) -> Generator[bool]:
         lock.release()
 
 
-def service_gate(settings: Settings, *, locked: bool = False, rebuild_index: bool = False) -> ServiceGate:
+def service_gate(
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    ids: IdSource | None = None,
+    locked: bool = False,
+    rebuild_index: bool = False,
+) -> ServiceGate:
     """A gate to the service of these settings, not yet opened; see :func:`open_service`."""
 
     def load() -> None:
@@ -391,7 +398,9 @@ def service_gate(settings: Settings, *, locked: bool = False, rebuild_index: boo
         import_module("agemem_mcp.service.memory_service")
 
     def open_(note: Callable[[Progress], None]) -> AbstractAsyncContextManager[MemoryService]:
-        return open_service(settings, locked=locked, rebuild_index=rebuild_index, on_progress=note)
+        return open_service(
+            settings, clock=clock, ids=ids, locked=locked, rebuild_index=rebuild_index, on_progress=note
+        )
 
     # Loading takes the better part of a second: in a thread it holds up nobody's handshake.
     return ServiceGate(open_, prepare=load)

@@ -71,7 +71,7 @@ _NEIGHBOURS = select(
     .scalar_subquery(),
 ).where(*_of_scope(memories), _wanted)
 _LISTED = select(*_record_columns(memories)).where(*_of_scope(memories)).order_by(memories.c.seq.desc())
-_HISTORY = (
+_EVENTS = (
     select(
         operations.c.seq,
         operations.c.kind,
@@ -80,9 +80,10 @@ _HISTORY = (
         operations.c.at,
         *_record_columns(operations),
     )
-    .where(*_of_scope(operations), operations.c.memory_id == bindparam("memory_id"))
+    .where(*_of_scope(operations))
     .order_by(operations.c.seq)
 )
+_HISTORY = _EVENTS.where(operations.c.memory_id == bindparam("memory_id"))
 _CHANGED_SINCE = (
     select(memories.c.seq, *_record_columns(memories))
     .where(memories.c.seq > bindparam("after"))
@@ -200,6 +201,11 @@ class SqliteLedger:
         """See :meth:`agemem_mcp.domain.ports.Ledger.history`."""
         key = {**_key(scope), "memory_id": memory_id}
         return await self._database.read(lambda connection: [_event(row) for row in connection.execute(_HISTORY, key)])
+
+    async def events(self, scope: Scope) -> list[MemoryEvent]:
+        """See :meth:`agemem_mcp.domain.ports.Ledger.events`."""
+        key = _key(scope)
+        return await self._database.read(lambda connection: [_event(row) for row in connection.execute(_EVENTS, key)])
 
     async def last_seq(self) -> int:
         """See :meth:`agemem_mcp.domain.ports.Ledger.last_seq`."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import random
 import secrets
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agemem_mcp.domain.memory import Scope
 
 # Crockford's alphabet: no letter that a person or a model could take for another sign.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -49,26 +53,37 @@ class RandomIds:
     """
 
     def __init__(self, seed: int | None = None) -> None:
+        """Draw ids.
+
+        Args:
+            seed: makes them reproducible. The ids of a scope's memories then depend on the seed and the scope alone,
+                so that scopes which are worked on at once get the same ones each time.
+        """
+        self._seed = seed
         self._random = secrets.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311  a seed is given
 
-    def memory_id(self, created_in_scope: int, attempt: int) -> str:
+    def memory_id(self, scope: Scope, created_in_scope: int, attempt: int) -> str:
         """``mem_`` and random signs; one more sign for each attempt that proved taken."""
         length = _SHORTEST
         while len(_ALPHABET) ** length < _GUESS_ODDS * (created_in_scope + 1):
             length += 1
-        return f"mem_{self._signs(length + attempt)}"
+        chance = self._random
+        if self._seed is not None:
+            chance = random.Random(f"{self._seed} {scope.key} {created_in_scope}")  # noqa: S311  as above
+        return f"mem_{_signs(chance, length + attempt)}"
 
     def session_id(self) -> str:
         """``ctx_`` and 130 random bits."""
-        return f"ctx_{self._signs(_HANDLE_LENGTH)}"
+        return f"ctx_{_signs(self._random, _HANDLE_LENGTH)}"
 
-    def _signs(self, count: int) -> str:
-        return "".join(self._random.choices(_ALPHABET, k=count))
+
+def _signs(chance: random.Random, count: int) -> str:
+    return "".join(chance.choices(_ALPHABET, k=count))
 
 
 class SequentialIds(RandomIds):
     """``mem_1``, ``mem_2``, … in each scope, for small policies; handles stay unguessable."""
 
-    def memory_id(self, created_in_scope: int, attempt: int) -> str:
+    def memory_id(self, scope: Scope, created_in_scope: int, attempt: int) -> str:  # noqa: ARG002  numbers need none
         """The next number, skipping taken ones."""
         return f"mem_{created_in_scope + 1 + attempt}"

@@ -40,10 +40,11 @@ class Clock(Protocol):
 class IdSource(Protocol):
     """Where ids and handles come from; reproducible under a seed. Asked from several threads."""
 
-    def memory_id(self, created_in_scope: int, attempt: int) -> str:
+    def memory_id(self, scope: Scope, created_in_scope: int, attempt: int) -> str:
         """A new memory id.
 
         Args:
+            scope: of the new entry.
             created_in_scope: how many entries the scope ever held, deleted ones included.
             attempt: 0 at first, one more each time the id proved taken.
         """
@@ -272,6 +273,10 @@ class Ledger(Protocol):
 
     async def history(self, scope: Scope, memory_id: str) -> list[MemoryEvent]:
         """All events of an entry, oldest first."""
+        ...
+
+    async def events(self, scope: Scope) -> list[MemoryEvent]:
+        """All events of a scope, oldest first."""
         ...
 
     async def last_seq(self) -> int:

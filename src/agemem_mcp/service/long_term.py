@@ -189,6 +189,10 @@ class LongTermMemory:
         )
         return await self._retriever.find(wanted, top_k=top_k)
 
+    async def events(self, scope: Scope) -> list[MemoryEvent]:
+        """Everything that was done to a scope's memories, and by whom, oldest first."""
+        return await self._ledger.events(scope)
+
     async def count(self) -> int:
         """Number of entries the index holds, over all scopes."""
         return await self._index.count()
@@ -256,7 +260,7 @@ class LongTermMemory:
     def _new_id(self, ledger: LedgerTransaction, scope: Scope) -> str:
         created = ledger.created_in_scope(scope)
         attempt = 0
-        while ledger.head(scope, memory_id := self._ids.memory_id(created, attempt)) is not None:
+        while ledger.head(scope, memory_id := self._ids.memory_id(scope, created, attempt)) is not None:
             attempt += 1
         return memory_id
 

@@ -350,7 +350,7 @@ async def test_memories_added_at_once_by_one_writer_form_one_chain(memory: Memor
 class CollidingIds(RandomIds):
     """The same id each time, until it proves taken."""
 
-    def memory_id(self, created_in_scope: int, attempt: int) -> str:
+    def memory_id(self, scope: Scope, created_in_scope: int, attempt: int) -> str:
         """An id by attempt alone."""
         return f"mem_{attempt}"
 

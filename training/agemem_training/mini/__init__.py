@@ -1,0 +1,1 @@
+"""A policy small enough to be trained from nothing on a CPU: its tokenizer, its model, its demonstrator."""

@@ -1,0 +1,232 @@
+"""How the stories speak: what facts there are, and in which words each split tells and asks them.
+
+The wording of ``validation`` and ``test`` is not that of ``train``: other openings, other questions, other small talk,
+other distractors. Their words are mostly known ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from agemem_training.tasks.synthetic.names import FOODS, MONTHS, NameKind, draw_names
+
+if TYPE_CHECKING:
+    import random
+
+    from agemem_training.tasks.synthetic.names import Split
+
+ValueKind: TypeAlias = Literal["person", "firm", "town", "food", "code", "date"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Relation:
+    """A kind of fact about somebody or something."""
+
+    name: str
+    about: NameKind
+    value: ValueKind
+    sentence: str
+    """How the fact is stored."""
+    lookup: str
+    """What finds it."""
+    questions: dict[str, tuple[str, ...]]
+    """By split; ``validation`` is asked as ``test`` is, about other names."""
+    denied: str
+    """How it is taken back."""
+    mark: str
+    """A word of every sentence that states it, whatever the wording."""
+
+    def state(self, subject: str, value: str) -> str:
+        """The sentence about a subject."""
+        return self.sentence.format(s=subject, v=value)
+
+
+def _relation(  # noqa: PLR0913  one per field
+    name: str,
+    about: NameKind,
+    value: ValueKind,
+    sentence: str,
+    denied: str,
+    mark: str,
+    train: tuple[str, ...],
+    test: tuple[str, ...],
+) -> Relation:
+    lookup = sentence.replace("{v}", "").removesuffix(".").strip()
+    return Relation(name, about, value, sentence, lookup, {"train": train, "test": test}, denied, mark)
+
+
+RELATIONS = {
+    one.name: one
+    for one in (
+        _relation(
+            "works", "person", "firm", "{s} works at {v}.", "{s} no longer works at {v}.", "works",
+            ("Where does {s} work?", "Tell me where {s} works."), ("Do you know where {s} works?",),
+        ),
+        _relation(
+            "lives", "person", "town", "{s} lives in {v}.", "{s} no longer lives in {v}.", "lives",
+            ("Where does {s} live?", "Tell me where {s} lives."), ("Do you know where {s} lives?",),
+        ),
+        _relation(
+            "likes", "person", "food", "{s} likes {v}.", "{s} no longer likes {v}.", "likes",
+            ("What does {s} like?", "Tell me what {s} likes."), ("Do you know what {s} likes?",),
+        ),
+        _relation(
+            "boss", "person", "person", "The boss of {s} is {v}.", "The boss of {s} is no longer {v}.", "boss",
+            ("Who is the boss of {s}?", "Tell me who the boss of {s} is."), ("Do you know who the boss of {s} is?",),
+        ),
+        _relation(
+            "code", "person", "code", "The door code of {s} is {v}.", "The door code of {s} is no longer {v}.", "code",
+            ("What is the door code of {s}?", "Tell me the door code of {s}."), ("Do you know the door code of {s}?",),
+        ),
+        _relation(
+            "birthday", "person", "date", "The birthday of {s} is {v}.", "The birthday of {s} is not {v}.", "birthday",
+            ("When is the birthday of {s}?", "Tell me the birthday of {s}."), ("Do you know the birthday of {s}?",),
+        ),
+        _relation(
+            "based", "firm", "town", "{s} is based in {v}.", "{s} is no longer based in {v}.", "based",
+            ("Where is {s} based?", "Tell me where {s} is based."), ("Do you know where {s} is based?",),
+        ),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TwoHops:
+    """A question whose answer takes two facts: the value of the first is whom the second is about."""
+
+    first: str
+    second: str
+    questions: dict[str, tuple[str, ...]]
+
+
+TWO_HOPS = (
+    TwoHops(
+        "works", "based",
+        {
+            "train": ("Where is the firm of {s} based?", "Tell me where the firm of {s} is based."),
+            "test": ("Do you know where the firm of {s} is based?",),
+        },
+    ),
+    TwoHops(
+        "boss", "lives",
+        {
+            "train": ("Where does the boss of {s} live?", "Tell me where the boss of {s} lives."),
+            "test": ("Do you know where the boss of {s} lives?",),
+        },
+    ),
+    TwoHops(
+        "boss", "likes",
+        {
+            "train": ("What does the boss of {s} like?", "Tell me what the boss of {s} likes."),
+            "test": ("Do you know what the boss of {s} likes?",),
+        },
+    ),
+)  # fmt: skip
+
+OPENINGS: dict[str, tuple[str, ...]] = {
+    "train": ("", "", "Please note that ", "By the way, ", "For your notes: ", "I heard that "),
+    "test": ("Note, please: ", "I heard, by the way, that ", "Please note this: "),
+}
+"""Before a sentence that tells a fact."""
+CHANGED: dict[str, tuple[str, ...]] = {
+    "train": ("Correction: ", "That has changed: ", "News: "),
+    "test": ("Please note the correction: ", "This has changed: "),
+}
+"""Before a sentence that replaces a fact."""
+SMALL_TALK: dict[str, tuple[str, ...]] = {
+    "train": (
+        "Hello, how are you today?",
+        "Thank you, that was helpful.",
+        "I had a long day at the office.",
+        "Let us talk about music for a while.",
+        "My phone is slow again.",
+        "I need a break and some fresh air.",
+        "What a day this has been.",
+        "It is too late for more coffee.",
+    ),
+    "test": ("Hello, that was a long day.", "I need some music today.", "My office is slow again.", "Thank you for today."),
+}
+TOPICS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "news": (
+        "city council and local news",
+        {
+            "train": (
+                "The city council of {t} debated the new tram line for hours.",
+                "A local newspaper wrote about the old harbour of {t} and the city.",
+                "The city mayor of {t} opened a new library hall for local artists.",
+            ),
+            "test": (
+                "The local newspaper of {t} wrote about the city library.",
+                "The council of {t} opened the old tram line, local news said.",
+            ),
+        },
+    ),
+    "weather": (
+        "weather forecast, rain and snow",
+        {
+            "train": (
+                "Heavy rain is expected in {t} over the weekend.",
+                "The weather forecast warns of strong wind and snow near {t}.",
+                "Snow fell in {t} at night and the rain froze.",
+            ),
+            "test": (
+                "The weekend forecast for {t} is strong rain and wind.",
+                "Heavy snow near {t} is expected at night.",
+            ),
+        },
+    ),
+    "sport": (
+        "football team and sports match",
+        {
+            "train": (
+                "The football team of {t} lost the final match.",
+                "Fans of sports celebrated the hockey team of {t}.",
+                "The coach of {t} wants a better football team for the next match.",
+            ),
+            "test": (
+                "The hockey team of {t} lost a match, and fans of sports left.",
+                "Football fans of {t} celebrated the coach of the team.",
+            ),
+        },
+    ),
+    "market": (
+        "stock market, shares and profits",
+        {
+            "train": (
+                "Shares of {c} fell on the stock market.",
+                "Analysts of the market expect {c} to report higher profits.",
+                "Investors bought many shares of {c} on the stock market.",
+            ),
+            "test": (
+                "The stock market expects higher profits of {c}.",
+                "Analysts bought shares of {c}, the market report said.",
+            ),
+        },
+    ),
+}
+"""Topic → how to describe it, and what is said on it."""
+RUMOURS: dict[str, tuple[str, ...]] = {
+    "train": ("Some say {p} once worked at {c}.", "It is said that a friend of {p} likes {f}."),
+    "test": ("It is said that {p} once worked at {c}.",),
+}
+UNKNOWN = "unknown"
+"""The right answer where nothing that was told answers the question (any more)."""
+
+
+def wording(texts: dict[str, tuple[str, ...]], split: Split) -> tuple[str, ...]:
+    """What a split may say."""
+    return texts["train" if split == "train" else "test"]
+
+
+def draw_value(rng: random.Random, kind: ValueKind, split: Split) -> str:
+    """A value of a kind; those with names come from the split."""
+    match kind:
+        case "food":
+            return rng.choice(FOODS)
+        case "code":
+            return f"{rng.randrange(10, 100)}{rng.randrange(10, 100)}"
+        case "date":
+            return f"{rng.randrange(1, 29)} {rng.choice(MONTHS)}"
+        case "person" | "firm" | "town":
+            return draw_names(rng, kind, split, 1)[0]

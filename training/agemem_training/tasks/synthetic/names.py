@@ -1,0 +1,75 @@
+"""Made-up names of people, firms and towns: a head and a tail each, as most real ones have.
+
+A whole name belongs to one split alone, by a hash of its letters, while every head and every tail turns up in all of
+them: a policy that was trained on some names can spell the others, and has not seen them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import random
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+NameKind: TypeAlias = Literal["person", "firm", "town"]
+
+PARTS: dict[NameKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "person": (
+        tuple(
+            "Mar Tor Bel Kal Sim Dor Fen Gal Hol Jor Lin Nor Ras Sel Van Wil Cor Ed Ul Pet Bas Dav Fil Gid Hed Iv Jul "
+            "Kon Lar Mel".split()
+        ),
+        tuple("an en is ek ona in ura ik elle o us ard".split()),
+    ),
+    "firm": (
+        tuple(
+            "Nex Zen Quo Pla Vor Trin Omni Lumi Hydr Terr Ast Gran Sol Prim Cal Ver Aero Bio Cyb Dyna Elek Flux Geo "
+            "Helio".split()
+        ),
+        tuple("tek corp soft lab works dyn ix max net form".split()),
+    ),
+    "town": (
+        tuple(
+            "Kel Ash Brook Stone Wood High Mill Lake Oak Fair Wind Gold Red North Spring Rock Silver Green Black White "
+            "Elm Fox Crow River".split()
+        ),
+        tuple("ton burg ville field port ham ford dale wick mouth".split()),
+    ),
+}
+FOODS = tuple(
+    "tea coffee pizza pasta sushi bread cheese apples grapes lemons olives rice soup honey cocoa mango salad curry "
+    "tofu waffles".split()
+)
+MONTHS = tuple(
+    "January February March April May June July August September October November December".split()
+)
+_TRAIN, _VALIDATION = 70, 85
+"""Of 100 names."""
+
+
+def split_of(name: str) -> Split:
+    """The split that a name belongs to."""
+    place = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100
+    return "train" if place < _TRAIN else "validation" if place < _VALIDATION else "test"
+
+
+@cache
+def tails(kind: NameKind, head: str, split: Split) -> tuple[str, ...]:
+    """The tails with which a head makes a name of this split."""
+    return tuple(tail for tail in PARTS[kind][1] if split_of(head + tail) == split)
+
+
+def draw_names(rng: random.Random, kind: NameKind, split: Split, count: int) -> list[str]:
+    """Names of a split that differ in their heads.
+
+    Args:
+        rng: source of chance.
+        kind: what is named.
+        split: where the names belong.
+        count: at most the number of heads that have a name in the split.
+    """
+    heads = [head for head in PARTS[kind][0] if tails(kind, head, split)]
+    return [head + rng.choice(tails(kind, head, split)) for head in rng.sample(heads, count)]
