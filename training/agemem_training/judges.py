@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _CLOSED = frozenset({"yes", "no", "noanswer", "unknown"})
 _THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
-_SCORE = re.compile(r"""["']?\bscore\b["']?\s*(?:[:=]|is)\s*["']?(-?\d+(?:\.\d+)?|-?\.\d+)(?![\d.])""", re.IGNORECASE)
+_SCORE = re.compile(
+    r"""\bscore\b["']?\s*(?:[:=]|is)\s*["']?(-?(?:\d+(?:\.\d+)?|\.\d+))(?!\d|\.\d|\s*(?:/(?!\s*1\b)|%|out\ of))""",
+    re.IGNORECASE,
+)
+"""Not of 7/10 or 70 %: which scale a model then means is anyone's guess."""
 
 
 class AnswerJudge(Protocol):

@@ -20,10 +20,10 @@ The loss is -J. Deviations:
 * ``ratio="token"`` (the default) takes the ratio token by token and the mean over a step's tokens. The paper's ratio
   of whole actions is ``ratio="step"``: its gradient grows with a step's length, and the product of many ratios
   overflows or vanishes as soon as rollouts are a little off-policy.
-* D_KL is estimated from the sampled tokens by k3 (Schulman, 2020): never negative, unbiased on-policy, and no sum over
-  the vocabulary.
-* ``clip`` bounds the ratio as PPO does, ``min(rhoA, clip(rho, 1 - ε, 1 + ε)A)``. Off by default: the paper's objective has
-  none, and with one update per rollout rho is 1.
+* D_KL is estimated from the sampled tokens by k3 (Schulman, 2020): never negative, unbiased where rho is 1, and no sum
+  over the vocabulary. Differentiated as it stands, as GRPO does, its gradient on-policy is that of D_KL(π_ref ‖ π_θ).
+* ``clip`` bounds the ratio as PPO does, ``min(rho·A, clip(rho, 1 - ε, 1 + ε)·A)``. Off by default: the paper's
+  objective has none, and with one update per rollout rho is 1.
 * 1/|E| and 1/n_t stand in the weights (`rows.py`), so that the losses of micro-batches add up to that of the batch.
 """
 
