@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from agemem_training.facts import is_stale, outdated
@@ -12,7 +11,6 @@ from agemem_training.record import REASONING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agemem_policies.memory import Observation
     from agemem_policies.protocol import Call
     from agemem_policies.steps import Step
     from agemem_training.record import Episode
@@ -50,11 +48,9 @@ def _of_step(position: int, step: Step) -> Iterator[PolicyCall]:
     if step.turn is None:
         return
     tokens = step.context_tokens
-    # Of calls over a turn's limit the first is told so, and the others have no observation at all.
-    pairs: Iterator[tuple[Call | None, Observation | None]] = zip_longest(step.turn.calls, step.observations)
-    for call, observation in pairs:
-        if call is None:
-            return
+    for number, call in enumerate(step.turn.calls):
+        # Of calls over a turn's limit the first is told so, and the others have no observation at all.
+        observation = step.observations[number] if number < len(step.observations) else None
         result = None if observation is None or observation.is_error else observation.structured
         yield PolicyCall(call, result, position, step.stage, tokens)
         if result and "context" in result:
