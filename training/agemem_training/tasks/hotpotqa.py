@@ -11,6 +11,7 @@ question that has no other is too.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -70,13 +71,8 @@ def read_hotpotqa(path: Path, *, limit: int | None = None) -> Iterator[Task]:
     Raises:
         ConfigurationError: there is no such file, or it does not hold what it should: names file, record and field.
     """
-    left = limit
-    for where, record in _records(path):
-        if left == 0:
-            return
-        if (task := _task(_Record(where, record))) is not None:
-            yield task
-            left = None if left is None else left - 1
+    tasks = (_task(_Record(where, record)) for where, record in _records(path))
+    yield from itertools.islice((task for task in tasks if task is not None), limit)
 
 
 def _records(path: Path) -> _Numbered:
