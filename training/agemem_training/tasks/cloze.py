@@ -17,6 +17,8 @@ from agemem_training.tasks.key_items import key_items
 from agemem_training.tasks.task import Fact
 
 BLANK = "____"
+INVITATION = "Complete: "
+"""How every question begins."""
 LONGEST_CHARS = 400
 """Of a text that is asked about: a longer one is a document, and what is left out of it is arbitrary."""
 
@@ -37,7 +39,7 @@ def cloze(text: str) -> Cloze | None:
         return None
     for value in (*reversed(key_items(line)), _after(line)):
         if value and line.casefold().count(value.casefold()) == 1 and not line.startswith(value):
-            return Cloze(f"Complete: {line.replace(value, BLANK)}", value)
+            return Cloze(f"{INVITATION}{line.replace(value, BLANK)}", value)
     return None
 
 

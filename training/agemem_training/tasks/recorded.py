@@ -33,7 +33,7 @@ from agemem_mcp.app import open_archive
 from agemem_mcp.domain.memory import Actor, MemoryEventKind, Scope
 from agemem_mcp.domain.text import preview
 from agemem_mcp.settings import load_settings
-from agemem_training.tasks.cloze import cloze, fact_of
+from agemem_training.tasks.cloze import INVITATION, cloze, fact_of
 from agemem_training.tasks.key_items import key_items
 from agemem_training.tasks.source import Split, in_order, split_of
 from agemem_training.tasks.task import Change, Task
@@ -231,7 +231,7 @@ def _task(story: _Story, others: _TextsByWord) -> Task | None:
         facts=tuple(map(fact_of, dict.fromkeys(story.after.values()))),
         changes=_changes(story),
         background=tuple(dict.fromkeys(story.before.values())),
-        key_items=key_items(question.question),
+        key_items=key_items(question.question.removeprefix(INVITATION)),
         labels={"source": "recorded"},
     )
 

@@ -8,13 +8,13 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from agemem_mcp.errors import ConfigurationError
 from agemem_training.tasks.hotpotqa import HotpotQATasks, read_hotpotqa
-from agemem_training.tasks.source import split_of
+from agemem_training.tasks.source import Split, split_of
 from agemem_training.tasks.task import Fact
 
 SAMPLES = Path(os.environ.get("HOTPOTQA") or Path(__file__).parents[5] / "shared" / "data" / "hotpotqa")
@@ -207,7 +207,7 @@ def test_the_order_depends_on_the_seed_alone(many: HotpotQATasks) -> None:
 
 def test_a_split_without_a_question_is_told_before_the_first_is_asked_for(tmp_path: Path) -> None:
     one = HotpotQATasks(listed(tmp_path, OFFICIAL))
-    empty = [split for split in ("train", "validation", "test") if split != split_of("hotpotqa-5a8b")]
+    empty = [split for split in get_args(Split) if split != split_of("hotpotqa-5a8b")]
     for split in empty:
         with pytest.raises(ConfigurationError, match=f"falls into the {split} split"):
             one.tasks(split, seed=0)

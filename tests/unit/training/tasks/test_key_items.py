@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agemem_training.tasks.cloze import BLANK, LONGEST_CHARS, cloze, fact_of
+from agemem_training.tasks.cloze import BLANK, INVITATION, LONGEST_CHARS, cloze, fact_of
 from agemem_training.tasks.key_items import key_items
 from agemem_training.tasks.task import Fact
 
@@ -74,7 +74,7 @@ def test_the_answer_completes_the_question(text: str) -> None:
     made = cloze(text)
     if made is not None:
         assert made.question.count(BLANK) - text.count(BLANK) == 1
-        assert made.answer.casefold() not in made.question.removeprefix("Complete: ").casefold()
+        assert made.answer.casefold() not in made.question.removeprefix(INVITATION).casefold()
 
 
 def test_a_fact_is_told_by_whom_it_is_about_and_its_value() -> None:
