@@ -39,7 +39,7 @@ class HotpotQATasks:
     """A file's questions as a :class:`~agemem_training.tasks.source.TaskSource`.
 
     The whole file is read at once, so that what is wrong with it is told before anything is trained. The official
-    training file's 90,447 questions take about 1 GB.
+    training file's 90,447 questions take about 1 GB, and 3 GB while they are read from a JSON list.
     """
 
     def __init__(self, path: Path, *, limit: int | None = None) -> None:
