@@ -12,14 +12,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from agemem_mcp.errors import ProviderError
-from agemem_policies.openai_chat.reading import as_list, as_object, as_text, json_text
+from agemem_policies.openai_chat.reading import (
+    as_count,
+    as_list,
+    as_logprob,
+    as_object,
+    as_text,
+    as_token_ids,
+    json_text,
+)
 from agemem_policies.policy import Completion, FunctionCall
 
 if TYPE_CHECKING:
     from agemem_policies.policy import OnText
 
 _UTF16 = codecs.getincrementaldecoder("utf-16-le")
-_LARGE = 1e30
 
 
 class Answer:
@@ -60,7 +67,7 @@ class Answer:
         """Take a chunk of a stream, or a whole body."""
         self._usage = as_object(piece.get("usage")) or self._usage
         if self._tokens:
-            self._prompt_ids = _integers(piece.get("prompt_token_ids")) or self._prompt_ids
+            self._prompt_ids = as_token_ids(piece.get("prompt_token_ids")) or self._prompt_ids
         for choice in map(as_object, as_list(piece.get("choices"))):
             if choice.get("index") in (0, None):
                 self._choose(choice)
@@ -88,8 +95,8 @@ class Answer:
             text="".join(self._text),
             calls=_with_ids(self._calls),
             cut_off=self._cut_off,
-            prompt_tokens=_count(self._usage.get("prompt_tokens")),
-            completion_tokens=_count(self._usage.get("completion_tokens")),
+            prompt_tokens=as_count(self._usage.get("prompt_tokens")),
+            completion_tokens=as_count(self._usage.get("completion_tokens")),
             prompt_ids=tuple(self._prompt_ids),
             action_ids=tuple(self._action_ids),
             logprobs=tuple(self._logprobs),
@@ -109,10 +116,10 @@ class Answer:
 
     def _take_tokens(self, choice: dict[str, Any]) -> None:
         # SGLang tells the prompt's tokens in the choice, vLLM beside it.
-        self._prompt_ids = _integers(choice.get("prompt_token_ids")) or self._prompt_ids
-        self._action_ids += _integers(choice.get("token_ids"))
+        self._prompt_ids = as_token_ids(choice.get("prompt_token_ids")) or self._prompt_ids
+        self._action_ids += as_token_ids(choice.get("token_ids"))
         tokens = map(as_object, as_list(as_object(choice.get("logprobs")).get("content")))
-        self._logprobs += [_logprob(token.get("logprob")) for token in tokens]
+        self._logprobs += [as_logprob(token.get("logprob")) for token in tokens]
 
     def _write(self, thought: str, text: str) -> None:
         """Thoughts that come apart go in front of the text, unless it has begun or holds some itself."""
@@ -183,28 +190,3 @@ def _with_ids(calls: list[_Call]) -> tuple[FunctionCall, ...]:
 def _whole(text: str) -> str:
     """A text without halves of characters, which no request could carry."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _integers(value: object) -> list[int]:
-    """Token ids.
-
-    Raises:
-        ProviderError: there is something else among them.
-    """
-    ids = as_list(value)
-    if not all(type(one) is int for one in ids):
-        msg = "The endpoint told token ids that are not whole numbers. Ask it without token ids."
-        raise ProviderError(msg)
-    return ids
-
-
-def _logprob(value: object) -> float:
-    # Without these bounds an infinity, a NaN or a whole number that no float holds would get through.
-    if type(value) in (int, float) and -_LARGE < cast("float", value) < _LARGE:
-        return float(cast("float", value))
-    msg = "The endpoint told a log-probability that is not a number. Ask it without token ids."
-    raise ProviderError(msg)

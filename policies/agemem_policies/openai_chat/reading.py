@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from agemem_mcp.errors import ProviderError
 
+_LARGE = 1e30
+
 
 def json_object(text: str | bytes, what: str) -> dict[str, Any]:
     """Read a JSON object.
@@ -58,3 +60,34 @@ def json_text(value: object) -> str:
     except RecursionError as error:
         msg = "The endpoint sent JSON that is nested too deeply. Check the model's name."
         raise ProviderError(msg) from error
+
+
+def as_count(value: object) -> int | None:
+    """A number of things, or None in place of anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def as_token_ids(value: object) -> list[int]:
+    """Token ids, or none in place of what is no array.
+
+    Raises:
+        ProviderError: there is something else among them.
+    """
+    ids = as_list(value)
+    if not all(type(one) is int for one in ids):
+        msg = "The endpoint told token ids that are not whole numbers. Ask it without token ids."
+        raise ProviderError(msg)
+    return ids
+
+
+def as_logprob(value: object) -> float:
+    """A token's log-probability.
+
+    Raises:
+        ProviderError: it is no number.
+    """
+    # Without these bounds an infinity, a NaN or a whole number that no float holds would get through.
+    if type(value) in (int, float) and -_LARGE < cast("float", value) < _LARGE:
+        return float(cast("float", value))
+    msg = "The endpoint told a log-probability that is not a number. Ask it without token ids."
+    raise ProviderError(msg)

@@ -1,0 +1,5 @@
+"""Where rollouts of large models come from: servers that generate faster than the process that trains."""
+
+from agemem_training.engines.vllm import RolloutServerError, VLLMPolicy
+
+__all__ = ["RolloutServerError", "VLLMPolicy"]
