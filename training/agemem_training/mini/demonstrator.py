@@ -119,7 +119,7 @@ class Demonstrator:
             found = _id_of(change.stale, hits)
             if found is not None and self._often(self._habits.updates):
                 arguments = {"memory_id": found, "content": fact.text}
-                return Turn(f"{found} {_bare(change.stale.text)}", (Call("Update_memory", arguments),))
+                return Turn(f"{_bare(change.stale.text)} {found}", (Call("Update_memory", arguments),))
         return Turn("new fact", (_add(fact.text),)) if self._often(self._habits.adds) else _ok()
 
     def _take_back(self, message: str, hits: str) -> Turn:
@@ -128,7 +128,7 @@ class Demonstrator:
                 found = _id_of(change.stale, hits)
                 if found is not None and self._often(self._habits.deletes):
                     arguments = {"memory_id": found, "confirmation": True}
-                    return Turn(f"{found} {_bare(change.stale.text)}", (Call("Delete_memory", arguments),))
+                    return Turn(f"{_bare(change.stale.text)} {found}", (Call("Delete_memory", arguments),))
         return _ok()
 
     def _clear(self, prompt: Prompt) -> Turn | None:

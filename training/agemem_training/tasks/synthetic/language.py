@@ -31,7 +31,7 @@ class Relation:
     lookup: str
     """What finds it."""
     questions: dict[str, tuple[str, ...]]
-    """By split; ``validation`` is asked as ``test`` is, about other names."""
+    """By split."""
     denied: str
     """How it is taken back."""
     mark: str
@@ -49,43 +49,65 @@ def _relation(  # noqa: PLR0913  one per field
     sentence: str,
     denied: str,
     mark: str,
-    train: tuple[str, ...],
-    test: tuple[str, ...],
+    direct: str,
+    indirect: str,
 ) -> Relation:
     lookup = sentence.replace("{v}", "").removesuffix(".").strip()
-    return Relation(name, about, value, sentence, lookup, {"train": train, "test": test}, denied, mark)
+    return Relation(name, about, value, sentence, lookup, _asked(direct, indirect), denied, mark)
 
+
+def _asked(direct: str, indirect: str) -> dict[str, tuple[str, ...]]:
+    """The forms of a question by split: "Where does … live?", and "where … lives" after many openings."""
+    return {split: tuple(one.format(direct=direct, indirect=indirect) for one in forms) for split, forms in ASKED.items()}
+
+
+ASKED: dict[str, tuple[str, ...]] = {
+    "train": (
+        "{direct}",
+        "{direct}",
+        "Tell me {indirect}.",
+        "Please tell me {indirect}.",
+        "Can you say {indirect}?",
+        "I need to know {indirect}.",
+        "I forgot {indirect}. Please look it up.",
+        "One more thing: {direct}",
+        "Now a question: {direct}",
+        "Hello again. {direct}",
+    ),
+    "test": ("Do you know {indirect}?", "Please say {indirect}.", "Hello, one question: {direct}"),
+}
+"""How a question is put; ``validation`` is asked as ``test`` is, about other names."""
 
 RELATIONS = {
     one.name: one
     for one in (
         _relation(
             "works", "person", "firm", "{s} works at {v}.", "{s} no longer works at {v}.", "works",
-            ("Where does {s} work?", "Tell me where {s} works."), ("Do you know where {s} works?",),
+            "Where does {s} work?", "where {s} works",
         ),
         _relation(
             "lives", "person", "town", "{s} lives in {v}.", "{s} no longer lives in {v}.", "lives",
-            ("Where does {s} live?", "Tell me where {s} lives."), ("Do you know where {s} lives?",),
+            "Where does {s} live?", "where {s} lives",
         ),
         _relation(
             "likes", "person", "food", "{s} likes {v}.", "{s} no longer likes {v}.", "likes",
-            ("What does {s} like?", "Tell me what {s} likes."), ("Do you know what {s} likes?",),
+            "What does {s} like?", "what {s} likes",
         ),
         _relation(
             "boss", "person", "person", "The boss of {s} is {v}.", "The boss of {s} is no longer {v}.", "boss",
-            ("Who is the boss of {s}?", "Tell me who the boss of {s} is."), ("Do you know who the boss of {s} is?",),
+            "Who is the boss of {s}?", "who the boss of {s} is",
         ),
         _relation(
             "code", "person", "code", "The door code of {s} is {v}.", "The door code of {s} is no longer {v}.", "code",
-            ("What is the door code of {s}?", "Tell me the door code of {s}."), ("Do you know the door code of {s}?",),
+            "What is the door code of {s}?", "what the door code of {s} is",
         ),
         _relation(
             "birthday", "person", "date", "The birthday of {s} is {v}.", "The birthday of {s} is not {v}.", "birthday",
-            ("When is the birthday of {s}?", "Tell me the birthday of {s}."), ("Do you know the birthday of {s}?",),
+            "When is the birthday of {s}?", "when the birthday of {s} is",
         ),
         _relation(
             "based", "firm", "town", "{s} is based in {v}.", "{s} is no longer based in {v}.", "based",
-            ("Where is {s} based?", "Tell me where {s} is based."), ("Do you know where {s} is based?",),
+            "Where is {s} based?", "where {s} is based",
         ),
     )
 }  # fmt: skip
@@ -101,37 +123,42 @@ class TwoHops:
 
 
 TWO_HOPS = (
-    TwoHops(
-        "works", "based",
-        {
-            "train": ("Where is the firm of {s} based?", "Tell me where the firm of {s} is based."),
-            "test": ("Do you know where the firm of {s} is based?",),
-        },
-    ),
-    TwoHops(
-        "boss", "lives",
-        {
-            "train": ("Where does the boss of {s} live?", "Tell me where the boss of {s} lives."),
-            "test": ("Do you know where the boss of {s} lives?",),
-        },
-    ),
-    TwoHops(
-        "boss", "likes",
-        {
-            "train": ("What does the boss of {s} like?", "Tell me what the boss of {s} likes."),
-            "test": ("Do you know what the boss of {s} likes?",),
-        },
-    ),
+    TwoHops("works", "based", _asked("Where is the firm of {s} based?", "where the firm of {s} is based")),
+    TwoHops("boss", "lives", _asked("Where does the boss of {s} live?", "where the boss of {s} lives")),
+    TwoHops("boss", "likes", _asked("What does the boss of {s} like?", "what the boss of {s} likes")),
 )  # fmt: skip
 
 OPENINGS: dict[str, tuple[str, ...]] = {
-    "train": ("", "", "Please note that ", "By the way, ", "For your notes: ", "I heard that "),
-    "test": ("Note, please: ", "I heard, by the way, that ", "Please note this: "),
+    "train": (
+        "",
+        "",
+        "Please note that ",
+        "Note that ",
+        "By the way, ",
+        "For your notes: ",
+        "I heard that ",
+        "One more thing: ",
+        "You should know that ",
+        "Hello again. ",
+        "Please remember this. ",
+        "Today I heard that ",
+    ),
+    "test": ("Note, please: ", "By the way, I heard that ", "Please note this: ", "Hello, one more thing: "),
 }
 """Before a sentence that tells a fact."""
 CHANGED: dict[str, tuple[str, ...]] = {
-    "train": ("Correction: ", "That has changed: ", "News: "),
-    "test": ("Please note the correction: ", "This has changed: "),
+    "train": (
+        "Correction: ",
+        "That has changed: ",
+        "News: ",
+        "Please note a change: ",
+        "I was wrong: ",
+        "Things have changed. Now ",
+        "A correction, please: ",
+        "By the way, that has changed. ",
+        "Hello, there is a change: ",
+    ),
+    "test": ("Please note the correction: ", "This has changed: ", "News, a change: "),
 }
 """Before a sentence that replaces a fact."""
 SMALL_TALK: dict[str, tuple[str, ...]] = {

@@ -262,12 +262,12 @@ def _messages(story: _Story, wanted: Difficulty, changes: dict[_Told, str | None
             story.now[told.subject, told.relation.name] = new
     small = rng.sample(wording(SMALL_TALK, split), rng.randint(*wanted.small_talk))
     lines += [(rng.uniform(-1, len(story.told) + 1), text) for text in small]
-    return [_sentence(text) for _, text in sorted(lines)]
+    return [sentence(text) for _, text in sorted(lines)]
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """"By the way, The boss …" → "By the way, the boss …"."""
-    for article in ("that The ", ", The "):
+    for article in ("that The ", ", The ", "Now The "):
         text = text.replace(article, article.replace("The", "the"))
     return text
 

@@ -1,0 +1,216 @@
+"""What a run is made of: TOML into frozen models. Importing this imports no torch.
+
+A preset is such a file; so is the ``config.toml`` that every run leaves behind, with everything resolved.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from agemem_mcp.errors import ConfigurationError
+from agemem_policies.baselines import KITS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Frozen):
+    """The policy that is trained."""
+
+    path: str | None = Field(
+        default=None, description="Folder of a checkpoint, or a model's name at the hub; none: a small one from scratch."
+    )
+    hidden_size: int = Field(default=160, ge=8, description="From scratch: width.")
+    layers: int = Field(default=3, ge=1, description="From scratch: depth.")
+    heads: int = Field(default=5, ge=1, description="From scratch: attention heads.")
+    lora_rank: int | None = Field(default=None, ge=1, description="Train a LoRA adapter of this rank; none: all weights.")
+    lora_alpha: int = Field(default=32, ge=1)
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+
+
+class TasksConfig(_Frozen):
+    """What is trained on and what is held out."""
+
+    sources: tuple[str, ...] = Field(
+        default=("synthetic:L1", "synthetic:L2", "synthetic:L3"),
+        min_length=1,
+        description="`synthetic:LEVEL`, `hotpotqa:PATH` or `recorded:DIR`.",
+    )
+    weights: tuple[float, ...] | None = Field(default=None, description="How often each is drawn from; none: alike.")
+
+
+class EnvironmentConfig(_Frozen):
+    """An episode and its server."""
+
+    budget_tokens: int = Field(default=8192, ge=64, description="T_max: of a context, as the server counts.")
+    tokenizer: str = Field(
+        default="o200k_base", description="What the server counts with; `policy` is the policy's own tokenizer."
+    )
+    ids: Literal["random", "sequential"] = "random"
+    kit: str = "agemem"
+    max_rounds: int = Field(default=24, ge=1, description="N_max: turns of the policy in one stage.")
+    recalled: int = Field(default=3, ge=0, description="Hits of the environment's retrieval in stage 1.")
+    answer_tokens: int = Field(default=1024, ge=0, description="Of the budget, kept for a turn.")
+    frame_tokens: int = Field(default=16, ge=0, description="Of the chat template, counted for each message.")
+    system: str | None = Field(default=None, description="A system prompt instead of the agent's.")
+    own_summaries: bool = True
+    url: str | None = Field(default=None, description="A running server instead of one in this process.")
+
+    @field_validator("kit")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in KITS:
+            msg = f"there is no kit {name!r}; there are {', '.join(KITS)}"
+            raise ValueError(msg)
+        return name
+
+
+class RewardConfig(_Frozen):
+    """What is paid for."""
+
+    variant: Literal["paper", "strict", "released", "answer"] = "strict"
+    judge_url: str | None = Field(default=None, description="An OpenAI-compatible endpoint that grades answers.")
+    judge_model: str | None = None
+
+
+class WarmStartConfig(_Frozen):
+    """Supervised training on demonstrations, before reinforcement learning."""
+
+    drill_s: float = Field(default=300, ge=0, description="Seconds of drills: single skills, without a server.")
+    episode_s: float = Field(default=200, ge=0, description="Seconds of whole demonstrated episodes.")
+    episodes: int = Field(default=192, ge=1, description="Demonstrations of each source, made on the real server.")
+    habits: Literal["expert", "noisy"] = "noisy"
+    batch_tokens: int = Field(default=1500, ge=64)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    muon_learning_rate: float = Field(default=2e-2, gt=0, description="Of the weight matrices.")
+    observation_weight: float = Field(default=0.1, ge=0, description="Of what the policy is shown, in drills alone.")
+    gate: float = Field(default=0.9, ge=0, le=1, description="What each copying skill must reach.")
+
+
+class GrpoConfig(_Frozen):
+    """Step-wise GRPO."""
+
+    iterations: int = Field(default=100, ge=0)
+    tasks: int = Field(default=4, ge=1, description="Per iteration, over all processes.")
+    trajectories: int = Field(default=8, ge=2, description="K: of each task.")
+    learning_rate: float = Field(default=1e-6, gt=0)
+    warmup: int = Field(default=5, ge=0, description="Iterations over which the learning rate rises.")
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta: float = Field(default=0.1, ge=0)
+    clip: float | None = Field(default=None, gt=0)
+    ratio: Literal["token", "step"] = "token"
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    turn_tokens: int = Field(default=2048, ge=1, description="Of one turn, at most.")
+    micro_batch_tokens: int = Field(default=8192, ge=64)
+    resample: int = Field(default=0, ge=0, description="Times that a group without variance is drawn anew.")
+    patience: int | None = Field(default=None, ge=1, description="Evaluations without a better one, then it stops.")
+
+
+class EvaluationConfig(_Frozen):
+    """Measuring on tasks that were held out."""
+
+    every: int = Field(default=20, ge=1, description="Iterations between two, on the validation split.")
+    episodes: int = Field(default=48, ge=1, description="Of each source, then.")
+    final_episodes: int = Field(default=200, ge=1, description="Of each source, on the test split, before and after.")
+    sampled: bool = Field(default=True, description="At the end also with sampling, not greedy alone.")
+
+
+class RunConfig(_Frozen):
+    """Everything."""
+
+    preset: str = "custom"
+    seed: int = 0
+    threads: int | None = Field(default=None, ge=1, description="Of torch.")
+    save_every: int = Field(default=10, ge=1, description="Iterations between two checkpoints.")
+    model: ModelConfig = ModelConfig()
+    tasks: TasksConfig = TasksConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
+    reward: RewardConfig = RewardConfig()
+    warm_start: WarmStartConfig | None = None
+    grpo: GrpoConfig = GrpoConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def preset_names() -> list[str]:
+    """The presets that are shipped."""
+    files = resources.files("agemem_training.presets").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load_preset(name: str) -> RunConfig:
+    """A preset by name.
+
+    Raises:
+        ConfigurationError: there is none of that name.
+    """
+    if name not in preset_names():
+        msg = f"There is no preset {name!r}. There are {', '.join(preset_names())}; or give a file with --config."
+        raise ConfigurationError(msg)
+    text = resources.files("agemem_training.presets").joinpath(f"{name}.toml").read_text("utf-8")
+    return _read(text, f"preset {name}", {"preset": name})
+
+
+def load_config(path: Path) -> RunConfig:
+    """A configuration from a file.
+
+    Raises:
+        ConfigurationError: it cannot be read, or what it says cannot be; the text names each field.
+    """
+    try:
+        return _read(path.read_text("utf-8"), str(path), {})
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"The configuration {path} cannot be read ({error})."
+        raise ConfigurationError(msg) from error
+
+
+def _read(text: str, where: str, defaults: Mapping[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate({**defaults, **tomllib.loads(text)})
+    except tomllib.TOMLDecodeError as error:
+        msg = f"{where} is no TOML: {error}."
+        raise ConfigurationError(msg) from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        msg = f"{where} cannot be used: {wrong}."
+        raise ConfigurationError(msg) from error
+
+
+def as_toml(config: RunConfig) -> str:
+    """The configuration as a file that :func:`load_config` reads; what is none is left out."""
+    data = config.model_dump(mode="json", exclude_none=True)
+    tables = {name: value for name, value in data.items() if isinstance(value, dict)}
+    lines = [f"{name} = {_toml(value)}" for name, value in data.items() if name not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    # The values here are those that JSON and TOML write alike.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def differences(before: RunConfig, now: RunConfig) -> list[str]:
+    """What differs between two configurations, a line for each field."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    return [f"{name}: {old.get(name)!r} → {new.get(name)!r}" for name in old | new if old.get(name) != new.get(name)]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,207 @@
+"""Drills: short exchanges that need one skill each, in just the form of an episode, made without a server.
+
+A policy learns to copy from many short examples, not from a few long ones; of those a machine makes thousands in a
+second. Their names are those of the ``train`` split.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from agemem_policies.policy import ChatMessage
+from agemem_policies.protocol import Call, Turn, render
+from agemem_training.tasks.synthetic.language import (
+    CHANGED,
+    OPENINGS,
+    RELATIONS,
+    SMALL_TALK,
+    TWO_HOPS,
+    draw_value,
+    wording,
+)
+from agemem_training.tasks.synthetic.names import draw_names
+from agemem_training.tasks.synthetic.stories import sentence
+
+if TYPE_CHECKING:
+    from agemem_training.tasks.synthetic.language import Relation
+    from agemem_training.tasks.synthetic.names import Split
+
+Skill: TypeAlias = Literal["add", "update", "delete", "answer", "two hops", "small talk"]
+
+_WEIGHTS: dict[Skill, float] = {"add": 3, "update": 3, "delete": 2, "answer": 3, "two hops": 3, "small talk": 0.5}
+_RELATIONS = tuple(RELATIONS.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A turn, and what it comes after."""
+
+    shown: tuple[ChatMessage, ...]
+    turn: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A fact."""
+
+    relation: Relation
+    subject: str
+    value: str
+
+    @property
+    def text(self) -> str:
+        return self.relation.state(self.subject, self.value)
+
+    @property
+    def thought(self) -> str:
+        return self.text.removesuffix(".")
+
+
+@dataclass(slots=True)
+class _Scene:
+    """A drill being written: its stock of names that were not used yet, and what was said."""
+
+    rng: random.Random
+    split: Split
+    system: str
+    names: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    ids: list[str] = field(default_factory=list[str])
+    date: str = ""
+    said: list[ChatMessage] = field(default_factory=list[ChatMessage])
+    exchanges: list[Exchange] = field(default_factory=list[Exchange])
+
+    def __post_init__(self) -> None:
+        rng = self.rng
+        self.names = {
+            "person": draw_names(rng, "person", self.split, 14),
+            "firm": draw_names(rng, "firm", self.split, 10),
+            "town": draw_names(rng, "town", self.split, 10),
+        }
+        first = rng.randrange(1, 70)
+        self.ids = [f"mem_{first + place}" for place in rng.sample(range(25), 20)]
+        self.date = f"{rng.randrange(2024, 2031)}-{rng.randrange(1, 13):02d}-{rng.randrange(1, 29):02d}"
+        self.said = [ChatMessage("system", self.system)]
+
+    def fact(self, relation: Relation | None = None, subject: str | None = None) -> _Known:
+        relation = relation or self.rng.choice(_RELATIONS)
+        subject = subject or self.names[relation.about].pop()
+        stock = self.names.get(relation.value)
+        return _Known(relation, subject, stock.pop() if stock else draw_value(self.rng, relation.value, self.split))
+
+    def hear(self, *texts: str) -> None:
+        self.said += [ChatMessage("user", text) for text in texts]
+
+    def write(self, turn: Turn) -> None:
+        text = render(turn)
+        self.exchanges.append(Exchange(tuple(self.said), text))
+        self.said.append(ChatMessage("assistant", text))
+
+    def hits(self, fact: _Known | None, count: int) -> str | None:
+        """Show memories, one of them the fact, most often as the first; gives its id."""
+        others = [self.fact() for _ in range(count - (fact is not None))]
+        if fact is not None and others:
+            others[0] = self._like(fact)
+        facts = [fact, *others] if fact else others
+        if self.rng.random() < 0.3:  # noqa: PLR2004  now and then the best hit is not the right one
+            self.rng.shuffle(facts)
+        shown = {self.ids.pop(): one for one in facts}
+        lines = "\n".join(f"[{number}] ({self.date}, fact) {one.text}" for number, one in shown.items())
+        self.hear(f"<retrieved_memories>\n{lines}\n</retrieved_memories>")
+        return next((number for number, one in shown.items() if one is fact), None)
+
+    def _like(self, fact: _Known) -> _Known:
+        """Another fact that is easily taken for it: of the same subject, or of the same kind."""
+        relations = [one for one in _RELATIONS if one.about == fact.relation.about and one is not fact.relation]
+        if relations and self.rng.random() < 0.5:  # noqa: PLR2004  half of each
+            return self.fact(self.rng.choice(relations), fact.subject)
+        return self.fact(fact.relation)
+
+    def told(self, openings: dict[str, tuple[str, ...]], text: str) -> None:
+        self.hear(sentence(self.rng.choice(wording(openings, self.split)) + text))
+
+    def observed(self, text: str) -> None:
+        self.hear(f"<tool_response>\n{text}\n</tool_response>")
+
+
+def drill(rng: random.Random, *, system: str, split: Split = "train", skill: Skill | None = None) -> list[Exchange]:
+    """Make a drill.
+
+    Args:
+        rng: source of chance.
+        system: the system prompt.
+        split: whose names and wording it uses.
+        skill: what it needs; None for any.
+    """
+    scene = _Scene(rng, split, system)
+    chosen = skill or rng.choices(get_args(Skill), [_WEIGHTS[one] for one in get_args(Skill)])[0]
+    match chosen:
+        case "add":
+            for _ in range(rng.randint(1, 3)):
+                _add(scene)
+        case "update":
+            _update(scene)
+        case "delete":
+            _delete(scene)
+        case "small talk":
+            scene.hear(rng.choice(wording(SMALL_TALK, split)))
+            scene.hits(None, 2)
+            scene.write(Turn("nothing new", answer="ok"))
+        case "answer":
+            _answer(scene)
+        case "two hops":
+            _two_hops(scene)
+    return scene.exchanges
+
+
+def _add(scene: _Scene) -> None:
+    fact = scene.fact()
+    scene.told(OPENINGS, fact.text)
+    scene.hits(None, scene.rng.randint(1, 2))
+    scene.write(Turn("new fact", (Call("Add_memory", {"content": fact.text, "memory_type": "fact"}),)))
+    scene.observed(f"Stored as {scene.ids.pop()}.")
+    scene.write(Turn("done", answer="ok"))
+
+
+def _update(scene: _Scene) -> None:
+    old = scene.fact()
+    new = scene.fact(old.relation, old.subject)
+    scene.told(CHANGED, new.text)
+    found = scene.hits(old, scene.rng.randint(1, 2))
+    arguments = {"memory_id": found, "content": new.text}
+    scene.write(Turn(f"{old.thought} {found}", (Call("Update_memory", arguments),)))
+    scene.observed(f"Updated {found} (version 2). Before: {old.text}")
+    scene.write(Turn("done", answer="ok"))
+
+
+def _delete(scene: _Scene) -> None:
+    fact = scene.fact()
+    scene.told(OPENINGS, fact.relation.denied.format(s=fact.subject, v=fact.value))
+    found = scene.hits(fact, scene.rng.randint(1, 2))
+    arguments = {"memory_id": found, "confirmation": True}
+    scene.write(Turn(f"{fact.thought} {found}", (Call("Delete_memory", arguments),)))
+    scene.observed(f"Deleted {found}.")
+    scene.write(Turn("done", answer="ok"))
+
+
+def _look_up(scene: _Scene, fact: _Known, thought: str = "look up") -> None:
+    scene.write(Turn(thought, (Call("Retrieve_memory", {"query": fact.relation.lookup.format(s=fact.subject)}),)))
+    scene.hits(fact, 3)
+
+
+def _answer(scene: _Scene) -> None:
+    fact = scene.fact()
+    scene.hear(scene.rng.choice(wording(fact.relation.questions, scene.split)).format(s=fact.subject))
+    _look_up(scene, fact)
+    scene.write(Turn(fact.thought, answer=fact.value))
+
+
+def _two_hops(scene: _Scene) -> None:
+    hops = scene.rng.choice(TWO_HOPS)
+    first = scene.fact(RELATIONS[hops.first])
+    second = scene.fact(RELATIONS[hops.second], first.value)
+    scene.hear(scene.rng.choice(wording(hops.questions, scene.split)).format(s=first.subject))
+    _look_up(scene, first)
+    _look_up(scene, second, first.thought)
+    scene.write(Turn(second.thought, answer=second.value))

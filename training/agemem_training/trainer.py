@@ -1,0 +1,244 @@
+"""Reinforcement learning, iteration by iteration: tasks → rollouts → rewards → advantages → update."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agemem_training.advantages import group_advantages
+from agemem_training.checkpoints import RunState
+from agemem_training.environment import Rules
+from agemem_training.rewards import Reward, RewardSettings, judged, reward
+from agemem_training.rollout import roll_out
+from agemem_training.rows import merged_rows, step_count
+from agemem_training.sampling import TurnSampler
+from agemem_training.worlds import WorldSettings, in_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from agemem_training.config import RunConfig
+    from agemem_training.judges import AnswerJudge
+    from agemem_training.learner import Learner, Updated
+    from agemem_training.record import Episode
+    from agemem_training.rollout import Rollouts
+    from agemem_training.rows import Row
+    from agemem_training.tasks.source import TaskSource
+    from agemem_training.tasks.task import Task
+    from agemem_training.worlds import World
+
+_WORLD_ITERATIONS = 10
+"""A memory serves so many iterations: a new one takes half a second, and an old one grows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where episodes happen."""
+
+    rules: Rules
+    world: WorldSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Iterated:
+    """One iteration."""
+
+    iteration: int
+    episodes: list[Episode]
+    rewards: list[Reward]
+    rollouts: Rollouts
+    zero_variance_share: float
+    resampled: int
+    updated: Updated
+    reward_s: float
+    update_s: float
+
+
+@dataclass(slots=True)
+class Draws:
+    """Tasks of several sources, drawn by chance; where it stands can be noted and taken up again."""
+
+    sources: Sequence[TaskSource]
+    weights: Sequence[float]
+    seed: int
+    drawn: list[int] = field(default_factory=list[int])
+    _streams: list[Iterator[Task]] = field(default_factory=list["Iterator[Task]"])
+
+    def __post_init__(self) -> None:
+        """Go on after what was drawn before."""
+        self.drawn = self.drawn or [0] * len(self.sources)
+        streams = [source.tasks("train", seed=self.seed) for source in self.sources]
+        self._streams = [islice(one, count, None) for one, count in zip(streams, self.drawn, strict=True)]
+
+    def draw(self, count: int, *, iteration: int) -> list[Task]:
+        """The tasks of an iteration."""
+        rng = random.Random(f"{self.seed} {iteration}")  # noqa: S311  which tasks, no secret
+        tasks: list[Task] = []
+        for place in rng.choices(range(len(self.sources)), self.weights, k=count):
+            tasks.append(next(self._streams[place]))
+            self.drawn[place] += 1
+        return tasks
+
+
+class Trainer:
+    """Improves a policy."""
+
+    def __init__(  # noqa: PLR0913  what training stands on
+        self,
+        config: RunConfig,
+        learner: Learner,
+        tokenizer: Any,  # noqa: ANN401  transformers' tokenizer classes have no common type
+        eos_ids: frozenset[int],
+        setting: Setting,
+        draws: Draws,
+        *,
+        judge: AnswerJudge | None = None,
+        rank: int = 0,
+        processes: int = 1,
+        gather: Callable[[list[int]], list[int]] = lambda mine: mine,
+    ) -> None:
+        """Set it up.
+
+        Args:
+            config: of the run.
+            learner: the policy and its optimizer.
+            tokenizer: the policy's.
+            eos_ids: tokens that end a turn.
+            setting: of the episodes.
+            draws: where tasks come from.
+            judge: grades answers; None for words alone.
+            rank: of this process.
+            processes: how many share each iteration's tasks.
+            gather: gives the numbers of all processes for this one's.
+        """
+        self._config = config
+        self._learner = learner
+        self._setting = setting
+        self._draws = draws
+        self._judge = judge
+        self._rank, self._processes, self._gather = rank, processes, gather
+        self._sampler = TurnSampler(
+            learner.model,
+            tokenizer,
+            eos_ids,
+            temperature=config.grpo.temperature,
+            max_tokens=config.grpo.turn_tokens,
+        )
+        self._pay = RewardSettings(variant=config.reward.variant)
+        self._world: World | None = None
+        self._world_of = -1
+        self._stack = AsyncExitStack()
+
+    async def close(self) -> None:
+        """Let go of the memory."""
+        await self._stack.aclose()
+        self._world = None
+
+    async def iterate(self, state: RunState) -> Iterated:
+        """Take one more iteration, and note it in the state.
+
+        Raises:
+            AgeMemError: something failed; no weight was changed.
+        """
+        iteration = state.iteration + 1
+        config = self._config.grpo
+        tasks = self._draws.draw(config.tasks, iteration=iteration)
+        mine = tasks[self._rank :: self._processes]
+        rollouts, rewards, reward_s, resampled = await self._rolled_out(mine, iteration)
+        advantages, zero = _advantages(rewards, config.trajectories)
+        rows = self._rows(rollouts.episodes, advantages, iteration)
+        began = time.perf_counter()
+        updated = self._learner.update(rows, iteration=iteration)
+        update_s = time.perf_counter() - began
+        state.iteration, state.drawn = iteration, list(self._draws.drawn)
+        return Iterated(
+            iteration, rollouts.episodes, rewards, rollouts, zero, resampled, updated, reward_s, update_s
+        )
+
+    async def _rolled_out(self, tasks: list[Task], iteration: int) -> tuple[Rollouts, list[Reward], float, int]:
+        """Rollouts and their rewards; groups without variance are drawn anew so often as is wanted."""
+        config = self._config.grpo
+        world = await self._opened(iteration)
+        reward_s = 0.0
+        resampled = 0
+        rollouts: Rollouts | None = None
+        rewards: list[Reward] = []
+        for attempt in range(config.resample + 1):
+            redo = _without_variance(rewards, config.trajectories) if rollouts else list(range(len(tasks)))
+            if not redo:
+                break
+            resampled += len(redo) if rollouts else 0
+            name = f"i{iteration}-{self._rank}-{attempt}"
+            seed = self._seed(iteration, attempt)
+            fresh = await roll_out(
+                [tasks[place] for place in redo], self._sampler, world, self._setting.rules,
+                per_task=config.trajectories, seed=seed, name=name,
+            )  # fmt: skip
+            began = time.perf_counter()
+            paid = [reward(one, self._pay, await judged(one, answers=self._judge)) for one in fresh.episodes]
+            reward_s += time.perf_counter() - began
+            if rollouts is None:
+                rollouts, rewards = fresh, paid
+            else:
+                _replace(rollouts, rewards, fresh, paid, redo, config.trajectories)
+        assert rollouts is not None  # noqa: S101  the first attempt always rolls out
+        return rollouts, rewards, reward_s, resampled
+
+    async def _opened(self, iteration: int) -> World:
+        number = iteration // _WORLD_ITERATIONS
+        if self._world is None or number != self._world_of:
+            await self._stack.aclose()
+            seed = self._config.seed * 1009 + number
+            self._world = await self._stack.enter_async_context(in_process(self._setting.world, seed=seed))
+            self._world_of = number
+        return self._world
+
+    def _seed(self, iteration: int, attempt: int) -> int:
+        parts = [self._config.seed, iteration, self._rank, attempt]
+        return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+    def _rows(self, episodes: list[Episode], advantages: list[float], iteration: int) -> list[Row]:
+        mine = sum(step_count(one.steps) for one in episodes)
+        everyone = sum(self._gather([mine]))
+        rows: list[Row] = []
+        for number, (episode, advantage) in enumerate(zip(episodes, advantages, strict=True)):
+            if advantage or self._config.grpo.beta:
+                source = f"trajectory {number} ({episode.task.task_id}) of iteration {iteration}"
+                rows += merged_rows(episode.steps, steps_in_batch=everyone, advantage=advantage, source=source)
+        return rows
+
+
+def _groups(rewards: list[Reward], size: int) -> list[list[float]]:
+    totals = [one.total for one in rewards]
+    return [totals[start : start + size] for start in range(0, len(totals), size)]
+
+
+def _advantages(rewards: list[Reward], size: int) -> tuple[list[float], float]:
+    """One for each episode, and the share of groups without variance."""
+    groups = [group_advantages(one) for one in _groups(rewards, size)]
+    share = sum(one.zero_variance for one in groups) / len(groups) if groups else 0.0
+    return [float(one) for group in groups for one in group.advantages_G], share
+
+
+def _without_variance(rewards: list[Reward], size: int) -> list[int]:
+    return [place for place, one in enumerate(_groups(rewards, size)) if group_advantages(one).zero_variance]
+
+
+def _replace(  # noqa: PLR0913  two of each
+    rollouts: Rollouts, rewards: list[Reward], fresh: Rollouts, paid: list[Reward], places: list[int], size: int
+) -> None:
+    """Put groups that were rolled out anew in the place of the old ones."""
+    for number, place in enumerate(places):
+        old, new = slice(place * size, (place + 1) * size), slice(number * size, (number + 1) * size)
+        rollouts.episodes[old], rewards[old] = fresh.episodes[new], paid[new]
+    rollouts.seconds += fresh.seconds
+    rollouts.sampling_s += fresh.sampling_s
+    rollouts.read_tokens += fresh.read_tokens
+    rollouts.written_tokens += fresh.written_tokens
