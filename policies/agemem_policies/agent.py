@@ -22,6 +22,7 @@ from agemem_policies.baselines import AGEMEM, Kit
 from agemem_policies.budget import FRAME_TOKENS, SUMMARISE_FROM, Overflow, framed_tokens, newest_rounds
 from agemem_policies.carrying_out import CallRunner
 from agemem_policies.events import ContextChanged, Corrected, Said, Thought
+from agemem_policies.manner import options_for
 from agemem_policies.memory import Observation
 from agemem_policies.native import read_native
 from agemem_policies.policy import Prompt
@@ -125,14 +126,14 @@ class Agent:
         Args:
             policy: decides.
             tools: of the memory server; its scope is all that this agent can reach.
-            options: how it works.
+            options: how it works; what the policy itself says of how it is used goes before (`manner.py`).
 
         Raises:
-            ConfigurationError: a prompt cannot be read.
+            ConfigurationError: a prompt, or what the policy says, cannot be read.
         """
         self._policy = policy
         self._tools = tools
-        self._options = options = options or AgentOptions()
+        self._options = options = options_for(policy, options or AgentOptions())
         self._system = options.system or agent_prompt(
             options.kit.operations, native=policy.native, client_tools=options.client_tools, folder=options.prompts
         )

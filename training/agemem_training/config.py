@@ -88,14 +88,15 @@ class RewardConfig(_Frozen):
 class WarmStartConfig(_Frozen):
     """Supervised training on demonstrations, before reinforcement learning."""
 
-    drill_s: float = Field(default=300, ge=0, description="Seconds of drills: single skills, without a server.")
-    episode_s: float = Field(default=200, ge=0, description="Seconds of whole demonstrated episodes.")
+    drill_steps: int = Field(default=4000, ge=0, description="Updates on drills: single skills, without a server.")
+    episode_steps: int = Field(default=3000, ge=0, description="Updates on whole episodes, and drills in between.")
+    drill_share: float = Field(default=0.4, ge=0, le=1, description="Of the latter: how many are on drills.")
     episodes: int = Field(default=192, ge=1, description="Demonstrations of each source, made on the real server.")
     habits: Literal["expert", "noisy"] = "noisy"
     batch_tokens: int = Field(default=1500, ge=64)
     learning_rate: float = Field(default=3e-3, gt=0)
     muon_learning_rate: float = Field(default=2e-2, gt=0, description="Of the weight matrices.")
-    observation_weight: float = Field(default=0.1, ge=0, description="Of what the policy is shown, in drills alone.")
+    observation_weight: float = Field(default=0.1, ge=0, description="Of what the policy is shown, beside 1.")
     gate: float = Field(default=0.9, ge=0, le=1, description="What each copying skill must reach.")
 
 

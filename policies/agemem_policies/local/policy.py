@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from agemem_mcp.errors import AgeMemError, ConfigurationError, ProviderError
 from agemem_policies.local.calls import Call, Options
+from agemem_policies.manner import Manner, manner_of
 
 if TYPE_CHECKING:
     from agemem_policies.local.engine import Engine
@@ -71,6 +73,15 @@ class LocalPolicy:
     def name(self) -> str:
         """The folder's name."""
         return self._path.resolve().name
+
+    @cached_property
+    def manner(self) -> Manner:
+        """How it was trained to be used.
+
+        Raises:
+            ConfigurationError: what the folder says of that cannot be read.
+        """
+        return manner_of(self._path)
 
     @property
     def native(self) -> bool:

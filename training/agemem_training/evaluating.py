@@ -1,0 +1,81 @@
+"""Measuring a policy on tasks that were held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from agemem_training.reporting.figures import EpisodeFigures, evaluate_figures
+from agemem_training.rewards import Reward, RewardSettings, judged, reward
+from agemem_training.rollout import roll_out
+from agemem_training.sampling import TurnSampler
+from agemem_training.worlds import in_process
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agemem_training.environment import Rules
+    from agemem_training.judges import AnswerJudge
+    from agemem_training.record import Episode
+    from agemem_training.tasks.source import Split, TaskSource
+    from agemem_training.worlds import WorldSettings
+
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is measured."""
+
+    model: Any
+    tokenizer: Any
+    eos_ids: frozenset[int]
+    turn_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where it is measured, and how it is graded."""
+
+    rules: Rules
+    world: WorldSettings
+    judge: AnswerJudge | None = None
+    pay: RewardSettings = RewardSettings()
+
+
+async def evaluate(  # noqa: PLR0913  what a measurement is made of
+    policy: Policy, source: TaskSource, place: Place, *, split: Split, seed: int, episodes: int, greedy: bool
+) -> EpisodeFigures:
+    """Measure a policy on one source's tasks.
+
+    Args:
+        policy: what is measured.
+        source: of the tasks.
+        place: where.
+        split: of the source.
+        seed: of the tasks and of what is sampled.
+        episodes: how many; fewer where the split has no more.
+        greedy: take the most probable token; else sample at temperature 1.
+    """
+    tasks = list(islice(source.tasks(split, seed=seed), episodes))
+    sampler = TurnSampler(
+        policy.model,
+        policy.tokenizer,
+        policy.eos_ids,
+        temperature=0.0 if greedy else 1.0,
+        max_tokens=policy.turn_tokens,
+    )
+    policy.model.eval()
+    lived: list[Episode] = []
+    for start in range(0, len(tasks), _AT_ONCE):
+        async with in_process(place.world, seed=seed + start) as world:
+            part = tasks[start : start + _AT_ONCE]
+            rollouts = await roll_out(part, sampler, world, place.rules, seed=seed + start, name="evaluation")
+        lived += rollouts.episodes
+    return evaluate_figures(lived, await graded(lived, place))
+
+
+async def graded(episodes: Sequence[Episode], place: Place) -> list[Reward]:
+    """The rewards of episodes."""
+    return [reward(one, place.pay, await judged(one, answers=place.judge)) for one in episodes]

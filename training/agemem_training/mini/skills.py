@@ -1,0 +1,106 @@
+"""What a policy must be able to copy before reinforcement learning can teach it when to: each skill measured apart.
+
+Measured are greedy turns in drills about names that were never trained on, in wording that never was.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agemem_policies.policy import Prompt
+from agemem_policies.protocol import ProtocolViolation, parse
+from agemem_training.mini.drills import Exchange, drill
+from agemem_training.sampling import Asked
+from agemem_training.tasks.synthetic.language import RELATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agemem_policies.protocol import Turn
+    from agemem_training.sampling import TurnSampler
+    from agemem_training.tasks.synthetic.names import Split
+
+SKILLS = ("names", "numbers", "closed lists", "ids", "first query", "second query", "answers")
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SkillResult:
+    """How often a skill was shown."""
+
+    skill: str
+    right: int
+    tried: int
+
+    @property
+    def share(self) -> float:
+        """0 to 1."""
+        return self.right / self.tried if self.tried else 0.0
+
+
+def measure_skills(
+    sampler: TurnSampler, *, system: str, drills: int = 300, split: Split = "test", seed: int = 0
+) -> list[SkillResult]:
+    """Measure each skill.
+
+    Args:
+        sampler: of the policy, at temperature 0.
+        system: the policy's system prompt.
+        drills: how many; each shows one to three skills.
+        split: whose names and wording they use.
+        seed: of the drills.
+    """
+    rng = random.Random(f"skills {seed}")  # noqa: S311  drills, no secrets
+    exchanges = [one for _ in range(drills) for one in drill(rng, system=system, split=split)]
+    wanted = [(exchange, list(_skills_of(parse(exchange.turn)))) for exchange in exchanges]
+    wanted = [(exchange, skills) for exchange, skills in wanted if skills]
+    right, tried = dict.fromkeys(SKILLS, 0), dict.fromkeys(SKILLS, 0)
+    for start in range(0, len(wanted), _BATCH):
+        part = wanted[start : start + _BATCH]
+        sampler.forget()
+        turns = sampler.sample([_asked(number, exchange) for number, (exchange, _) in enumerate(part)])
+        for (_, skills), completion in zip(part, turns, strict=True):
+            written = dict(_skills_of(_turn(completion.text)))
+            for skill, value in skills:
+                tried[skill] += 1
+                right[skill] += written.get(skill) == value
+    sampler.forget()
+    return [SkillResult(skill, right[skill], tried[skill]) for skill in SKILLS]
+
+
+def _asked(number: int, exchange: Exchange) -> Asked:
+    return Asked(number, Prompt(exchange.shown), np.random.default_rng(number))
+
+
+def _turn(text: str) -> Turn | None:
+    try:
+        return parse(text, strict=True)
+    except ProtocolViolation:
+        return None
+
+
+def _skills_of(turn: Turn | None) -> Iterator[tuple[str, str]]:
+    """Which skills a turn shows, and what it copied."""
+    if turn is None:
+        return
+    if turn.answer is not None:
+        if turn.answer != "ok":
+            yield "answers", turn.answer
+        return
+    call = turn.calls[0]
+    if "content" in call.arguments:
+        content = str(call.arguments["content"])
+        yield _kind_of(content), content
+    if "memory_id" in call.arguments:
+        yield "ids", str(call.arguments["memory_id"])
+    if "query" in call.arguments:
+        yield ("first query" if turn.think == "look up" else "second query"), str(call.arguments["query"])
+
+
+def _kind_of(content: str) -> str:
+    value = next((one.value for one in RELATIONS.values() if f" {one.mark} " in f" {content} "), None)
+    return {"food": "closed lists", "code": "numbers", "date": "numbers"}.get(value or "", "names")

@@ -1,0 +1,158 @@
+"""The mini policy's warm start: a tokenizer, random weights, drills, demonstrated episodes, and the gate."""
+
+# torch and transformers are extras: where they are installed their types are checked, elsewhere the rest still is
+# pyright: reportMissingImports=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from agemem_policies.local.chat_ids import ChatEncoder
+from agemem_policies.policy import Completion
+from agemem_training.environment import run_episode
+from agemem_training.mini.demonstrator import EXPERT, NOISY, Demonstrator
+from agemem_training.mini.drills import drill
+from agemem_training.mini.renaming import Renamer
+from agemem_training.rows import Row, merged_rows
+from agemem_training.supervised import Supervised, batches
+from agemem_training.worlds import in_process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from agemem_policies.steps import Step
+    from agemem_training.config import WarmStartConfig
+    from agemem_training.environment import Rules
+    from agemem_training.mini.drills import Exchange
+    from agemem_training.record import Episode
+    from agemem_training.supervised import Fit
+    from agemem_training.tasks.synthetic import Stories
+    from agemem_training.worlds import WorldSettings
+
+    OnFit = Callable[[str, int, int, Fit], None]
+    """Told the phase, the step, the steps in all and the fit."""
+
+HABITS = {"expert": EXPERT, "noisy": NOISY}
+_AT_ONCE = 32
+
+
+async def demonstrate(  # noqa: PLR0913  what demonstrations are made of
+    stories: Stories, count: int, world: WorldSettings, rules: Rules, *, habits: str, seed: int
+) -> list[Episode]:
+    """Demonstrated episodes on the real server.
+
+    Args:
+        stories: what they are about, of the ``train`` split.
+        count: how many.
+        world: the server's settings.
+        rules: of the episodes.
+        habits: the demonstrator's, ``expert`` or ``noisy``.
+        seed: of the stories, and of what the demonstrator leaves to chance.
+    """
+    episodes: list[Episode] = []
+    for start in range(0, count, _AT_ONCE):
+        numbers = range(start, min(start + _AT_ONCE, count))
+        tasks = [stories.task("train", seed=seed, number=number) for number in numbers]
+        async with in_process(world, seed=seed + start) as memory:
+            policies = [
+                Demonstrator(
+                    task,
+                    HABITS[habits],
+                    random.Random(f"{seed} {task.task_id}"),  # noqa: S311  habits, no secrets
+                    budget_tokens=world.budget_tokens,
+                )
+                for task in tasks
+            ]
+            episodes += await asyncio.gather(
+                *(
+                    run_episode(task, policy, memory, rules, namespace=f"shown-{number}", seed=seed)
+                    for number, task, policy in zip(numbers, tasks, policies, strict=True)
+                )
+            )
+    return episodes
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Makes rows of what a policy of this tokenizer should write."""
+
+    tokenizer: Any
+    system: str
+
+    def rows_of(self, episodes: Sequence[Episode]) -> list[Row]:
+        """The rows of demonstrated episodes."""
+        encoder = ChatEncoder(self.tokenizer, {self.tokenizer.eos_token_id})
+        rows: list[Row] = []
+        for episode in episodes:
+            steps = [self._with_ids(step, encoder) for step in episode.steps]
+            rows += merged_rows(steps, steps_in_batch=1, source=episode.task.task_id)
+        return rows
+
+    def drill_row(self, encoder: ChatEncoder, rng: random.Random) -> Row:
+        """A drill as one row."""
+        row = Row()
+        for number, exchange in enumerate(drill(rng, system=self.system)):
+            row.read(encoder.encode(exchange.shown)[len(row) :])
+            self._write(row, exchange, number)
+        return row
+
+    def _write(self, row: Row, exchange: Exchange, number: int) -> None:
+        ids = self._ids(exchange.turn)
+        row.ids_T += ids
+        row.steps_T += [number] * len(ids)
+        row.logprobs_T += [0.0] * len(ids)
+        row.weights_T += [1.0] * len(ids)
+
+    def _with_ids(self, step: Step, encoder: ChatEncoder) -> Step:
+        text = step.completion.text
+        ids = Completion(text, prompt_ids=tuple(encoder.encode(step.prompt.messages)), action_ids=tuple(self._ids(text)))
+        return replace(step, completion=ids)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def warm_up(  # noqa: PLR0913  what it stands on
+    model: Any,  # noqa: ANN401  transformers' model classes have no common type
+    teacher: Teacher,
+    demonstrations: Sequence[Row],
+    config: WarmStartConfig,
+    *,
+    seed: int,
+    on_fit: OnFit,
+) -> None:
+    """Train a model on drills, then on drills and episodes in turn.
+
+    Args:
+        model: with random weights, or others.
+        teacher: of the model's tokenizer.
+        demonstrations: rows of episodes; each is used many times, renamed.
+        config: how long, and how.
+        seed: of drills, renamings and batches.
+        on_fit: told how it goes.
+
+    Raises:
+        NotFinite: the loss is NaN or infinite.
+    """
+    rng = random.Random(f"warm start {seed}")  # noqa: S311  drills, no secrets
+    renamer = Renamer(teacher.tokenizer)
+    encoder = ChatEncoder(teacher.tokenizer, {teacher.tokenizer.eos_token_id})
+
+    def renamed() -> Row:
+        row = rng.choice(demonstrations)
+        return replace(row, ids_T=renamer.renamed(row.ids_T, rng))
+
+    drills = batches(lambda: teacher.drill_row(encoder, rng), rng, max_tokens=config.batch_tokens)
+    episodes = batches(renamed, rng, max_tokens=config.batch_tokens)
+    steps = config.drill_steps + config.episode_steps
+    learning = Supervised(
+        model, learning_rate=config.learning_rate, muon_learning_rate=config.muon_learning_rate, steps=steps
+    )
+    for number in range(steps):
+        in_drills = number < config.drill_steps or rng.random() < config.drill_share
+        fit = learning.step(next(drills if in_drills else episodes), observation_weight=config.observation_weight)
+        on_fit("drills" if number < config.drill_steps else "episodes", number + 1, steps, fit)
+

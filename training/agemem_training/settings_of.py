@@ -1,0 +1,61 @@
+"""A run's configuration as episodes, servers and judges take it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agemem_policies.baselines import kit_named
+from agemem_training.environment import Rules
+from agemem_training.worlds import WorldSettings
+
+if TYPE_CHECKING:
+    from agemem_training.config import RunConfig
+    from agemem_training.judges import AnswerJudge
+
+_MEMORY_DISK = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
+
+
+def rules_of(config: RunConfig) -> Rules:
+    """What holds in every episode."""
+    environment = config.environment
+    return Rules(
+        kit=kit_named(environment.kit),
+        max_rounds=environment.max_rounds,
+        recalled=environment.recalled,
+        answer_tokens=environment.answer_tokens,
+        frame_tokens=environment.frame_tokens,
+        system=environment.system,
+        own_summaries=environment.own_summaries,
+    )
+
+
+def world_of(config: RunConfig, tokenizer_folder: Path | None) -> WorldSettings:
+    """The server of an episode.
+
+    Args:
+        config: of the run.
+        tokenizer_folder: where the policy's tokenizer is; None while there is none, and tokens are estimated.
+    """
+    environment = config.environment
+    tokenizer = environment.tokenizer
+    if tokenizer == "policy":
+        tokenizer = "estimate" if tokenizer_folder is None else str(tokenizer_folder / "tokenizer.json")
+    return WorldSettings(
+        budget_tokens=environment.budget_tokens,
+        tokenizer=tokenizer,
+        ids=environment.ids,
+        # Passing memories need no disk: where there is one in memory, a commit is four times as fast.
+        folder=_MEMORY_DISK if _MEMORY_DISK.is_dir() else None,
+    )
+
+
+def judge_of(config: RunConfig) -> AnswerJudge | None:
+    """Who grades answers beside words; None for nobody."""
+    reward = config.reward
+    if reward.judge_url is None or reward.judge_model is None:
+        return None
+    from agemem_policies.openai_chat import Endpoint  # noqa: PLC0415  an LLM judge alone needs it
+    from agemem_training.judges import LLMJudge  # noqa: PLC0415  as above
+
+    return LLMJudge(Endpoint(reward.judge_url, reward.judge_model, None))

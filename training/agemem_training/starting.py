@@ -1,0 +1,146 @@
+"""The mini policy from nothing to the start of reinforcement learning, with its skills measured."""
+
+# torch is an extra: where it is installed its types are checked, elsewhere the rest still is
+# pyright: reportMissingImports=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from agemem_mcp.errors import ConfigurationError
+from agemem_training.loading import Trainable, eos_ids_of
+from agemem_training.mini.model import build_model
+from agemem_training.mini.skills import measure_skills
+from agemem_training.mini.tokenizer import build_tokenizer
+from agemem_training.mini.warm_start import Teacher, demonstrate, warm_up
+from agemem_training.reporting.metrics import Cost, Iteration, Update
+from agemem_training.reporting.results import SkillGate
+from agemem_training.sampling import TurnSampler
+from agemem_training.settings_of import rules_of, world_of
+from agemem_training.tasks.synthetic import Stories
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from agemem_training.config import RunConfig, WarmStartConfig
+    from agemem_training.progress import Progress
+    from agemem_training.record import Episode
+    from agemem_training.reporting.metrics import MetricsFile
+    from agemem_training.rows import Row
+    from agemem_training.supervised import Fit
+
+_VOCABULARY_EPISODES = 32
+"""Of each level: what they say are the words that the tokenizer knows."""
+_NOTED_STEPS = 100
+"""Updates between two records."""
+_SKILL_DRILLS = 600
+SKILLS_FILE = "skills.json"
+
+
+@dataclass(slots=True)
+class WarmStart:
+    """Makes the policy that reinforcement learning starts from."""
+
+    config: RunConfig
+    progress: Progress
+    metrics: MetricsFile
+    _fits: list[Fit] = field(default_factory=list["Fit"])
+    _noted: float = field(default_factory=time.perf_counter)
+
+    async def made(self, folder: Path) -> Trainable:
+        """Make it and save it.
+
+        Args:
+            folder: where it is saved.
+
+        Raises:
+            ConfigurationError: the tasks have no demonstrator.
+            NotFinite: the loss is NaN or infinite.
+        """
+        warm = self._warm()
+        self.progress.note("demonstrations for the vocabulary")
+        shown = await self._demonstrated(_VOCABULARY_EPISODES, None)
+        tokenizer = build_tokenizer(_texts(shown))
+        tokenizer.save_pretrained(folder)
+        self.progress.note(f"{warm.episodes} demonstrations of each level, on the server")
+        shown = await self._demonstrated(warm.episodes, folder)
+        teacher = Teacher(tokenizer, self.config.environment.system or "")
+        rows: list[Row] = teacher.rows_of(shown)
+        model = build_model(self.config.model, tokenizer, seed=self.config.seed)
+        warm_up(model, teacher, rows, warm, seed=self.config.seed, on_fit=self._fitted)
+        model.eval()
+        model.save_pretrained(folder)
+        return Trainable(model, tokenizer, eos_ids_of(model, tokenizer))
+
+    def gates(self, trainable: Trainable, folder: Path) -> list[SkillGate]:
+        """Measure the copying skills, and note them in the folder."""
+        sampler = TurnSampler(
+            trainable.model,
+            trainable.tokenizer,
+            trainable.eos_ids,
+            temperature=0.0,
+            max_tokens=self.config.grpo.turn_tokens,
+        )
+        system = self.config.environment.system or ""
+        results = measure_skills(sampler, system=system, drills=_SKILL_DRILLS, seed=self.config.seed)
+        gates = [SkillGate(skill=one.skill, right=one.right, n=one.tried, required=self._warm().gate) for one in results]
+        (folder / SKILLS_FILE).write_text(json.dumps([asdict(one) for one in gates], indent=2) + "\n", encoding="utf-8")
+        for gate in gates:
+            self.progress.note(f"skill {gate.skill}: {gate.right / max(gate.n, 1):.3f} of {gate.n}")
+        return gates
+
+    def _warm(self) -> WarmStartConfig:
+        if self.config.warm_start is None:
+            msg = "The configuration has no [warm_start]."
+            raise ConfigurationError(msg)
+        return self.config.warm_start
+
+    async def _demonstrated(self, count: int, tokenizer_folder: Path | None) -> list[Episode]:
+        episodes: list[Episode] = []
+        for text in self.config.tasks.sources:
+            kind, _, level = text.partition(":")
+            if kind != "synthetic":
+                msg = f"Nobody demonstrates {text}: a warm start from scratch is for synthetic tasks alone."
+                raise ConfigurationError(msg)
+            episodes += await demonstrate(
+                Stories(level),
+                count,
+                world_of(self.config, tokenizer_folder),
+                rules_of(self.config),
+                habits=self._warm().habits,
+                seed=self.config.seed,
+            )
+        return episodes
+
+    def _fitted(self, phase: str, step: int, steps: int, fit: Fit) -> None:
+        self._fits.append(fit)
+        self.progress.fitted(phase, step, steps, fit)
+        if len(self._fits) == _NOTED_STEPS or step == steps:
+            now = time.perf_counter()
+            self.metrics.append(
+                Iteration(
+                    iteration=0,
+                    phase="warm start",
+                    update=Update(
+                        loss=fmean(one.loss for one in self._fits), gradient_norm=float("nan"), learning_rate=float("nan")
+                    ),
+                    cost=Cost(tokens_trained_on=sum(one.tokens for one in self._fits), update_s=now - self._noted),
+                )
+            )
+            self._fits, self._noted = [], now
+
+
+def read_gates(folder: Path) -> tuple[SkillGate, ...]:
+    """The skills as they were measured; none where nobody did."""
+    path = folder / SKILLS_FILE
+    return tuple(SkillGate(**one) for one in json.loads(path.read_text("utf-8"))) if path.is_file() else ()
+
+
+def _texts(episodes: list[Episode]) -> list[str]:
+    shown = {message.content for one in episodes for step in one.steps for message in step.prompt.messages}
+    return sorted(shown | {step.completion.text for one in episodes for step in one.steps})
