@@ -18,7 +18,6 @@ Verdict: TypeAlias = Literal["rose", "fell", "fell within the interval", "same"]
 COMPONENTS = tuple(one.name for one in fields(Terms))
 """Of each variant, in the order of reports."""
 VARIANTS = ("strict", "paper")
-_ROUNDING = 1e-9
 _NEITHER_GOOD_NOR_BAD = ("steps", "prompt_tokens")
 
 
@@ -48,7 +47,7 @@ class Difference:
             return "rose"
         if self.difference.below_zero:
             return "fell"
-        return "fell within the interval" if self.difference.estimate < -_ROUNDING else "same"
+        return "fell within the interval" if self.difference.negative else "same"
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, Difference]:

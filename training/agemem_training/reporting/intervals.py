@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -29,6 +29,8 @@ CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _RESAMPLES = 4000
 _SEED = 2601
+_ROUNDING = 1e-9
+"""Figures are of the order of 1 and more: a smaller difference is one of rounding errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +44,17 @@ class Interval:
     @property
     def above_zero(self) -> bool:
         """Whether all of it is: of a difference, a rise outside the interval."""
-        return self.low > 0
+        return self.low > _ROUNDING
+
+    @property
+    def negative(self) -> bool:
+        """Whether the figure itself is below 0, however sure that is."""
+        return self.estimate < -_ROUNDING
 
     @property
     def below_zero(self) -> bool:
         """Whether all of it is: of a difference, a fall outside the interval."""
-        return self.high < 0
+        return self.high < -_ROUNDING
 
 
 def wilson(successes: int, n: int) -> Interval:
@@ -63,7 +70,6 @@ def wilson(successes: int, n: int) -> Interval:
     centre = share + _Z**2 / (2 * n)
     half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
     scale = 1 + _Z**2 / n
-    # At the ends the bounds are exact but for rounding, which must not leave [0, 1].
     return Interval(share, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
 
 
@@ -77,7 +83,7 @@ def mean_interval(values_N: Sequence[float]) -> Interval:
     if not len(values):
         msg = "no values have no mean"
         raise ValueError(msg)
-    mean = float(values.mean())
+    mean = fmean(values_N)
     if len(values) == 1:
         return Interval(mean, -math.inf, math.inf)
     # Resampled around the mean: values that are all the same have an interval of no width, free of rounding errors.
