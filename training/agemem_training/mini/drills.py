@@ -1,7 +1,7 @@
 """Drills: short exchanges that need one skill each, in just the form of an episode, made without a server.
 
 A policy learns to copy from many short examples, not from a few long ones; of those a machine makes thousands in a
-second. Their names are those of the ``train`` split.
+second. Their names are those of the ``train`` split and others that belong to none (`practice_tails`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from agemem_training.tasks.synthetic.language import (
     draw_value,
     wording,
 )
-from agemem_training.tasks.synthetic.names import draw_names
+from agemem_training.tasks.synthetic.names import draw_names, draw_practice_names
 from agemem_training.tasks.synthetic.stories import sentence
 
 if TYPE_CHECKING:
     from agemem_training.tasks.synthetic.language import Relation
-    from agemem_training.tasks.synthetic.names import Split
+    from agemem_training.tasks.synthetic.names import NameKind, Split
 
 Skill: TypeAlias = Literal["add", "update", "delete", "answer", "two hops", "small talk"]
 
@@ -74,10 +74,10 @@ class _Scene:
 
     def __post_init__(self) -> None:
         rng = self.rng
+        kinds: dict[NameKind, int] = {"person": 14, "firm": 10, "town": 10}
         self.names = {
-            "person": draw_names(rng, "person", self.split, 14),
-            "firm": draw_names(rng, "firm", self.split, 10),
-            "town": draw_names(rng, "town", self.split, 10),
+            kind: draw_practice_names(rng, kind, count) if self.split == "train" else draw_names(rng, kind, self.split, count)
+            for kind, count in kinds.items()
         }
         first = rng.randrange(1, 70)
         self.ids = [f"mem_{first + place}" for place in rng.sample(range(25), 20)]

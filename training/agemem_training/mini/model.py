@@ -1,4 +1,4 @@
-"""The mini policy's model: a Qwen2 of a million parameters."""
+"""The mini policy's model: a Llama of a million parameters."""
 
 # transformers is an extra: where it is installed its types are checked, elsewhere the rest still is
 # pyright: reportMissingImports=false, reportUnknownVariableType=false
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 if TYPE_CHECKING:
     from agemem_training.config import ModelConfig
@@ -19,13 +19,16 @@ _POSITIONS = 4096
 def build_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:  # noqa: ANN401  transformers' classes have no common type
     """A model with random weights.
 
+    A Llama, because transformers gives a checkpoint that calls itself a Qwen2 that family's tokenizer, whatever
+    tokenizer lies beside it.
+
     Args:
         config: its size.
         tokenizer: its vocabulary.
         seed: of the weights.
     """
     torch.manual_seed(seed)
-    shape = Qwen2Config(
+    shape = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
         num_hidden_layers=config.layers,
@@ -39,7 +42,7 @@ def build_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:  # no
         pad_token_id=tokenizer.pad_token_id,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
     )
-    model = Qwen2ForCausalLM(shape)
+    model = LlamaForCausalLM(shape)
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

@@ -1,8 +1,8 @@
 """Demonstrations with everybody and everything renamed: from each recorded episode as many as are wanted.
 
 An episode on the real server takes a tenth of a second, a renamed copy a tenth of a millisecond. People, firms, towns,
-foods, codes, dates and ids are exchanged for others of their kind, each for the same one all through the row; names
-for those of the ``train`` split alone.
+foods, codes, dates and ids are exchanged for others of their kind, each for the same one all through the row; none of
+the names is one of a held-out split (`practice_tails`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from agemem_training.tasks.synthetic.names import FOODS, MONTHS, PARTS, tails
+from agemem_training.tasks.synthetic.names import FOODS, MONTHS, PARTS, practice_tails
 
 if TYPE_CHECKING:
     import random
@@ -95,8 +95,7 @@ class _Cast:
     def __post_init__(self) -> None:
         known, rng = self.renamer, self.rng
         self._stock = {
-            kind: rng.sample([head for head in heads if tails(kind, head, "train")], k=len(heads) - _without(kind))
-            for kind, (heads, _) in PARTS.items()
+            kind: rng.sample(heads, k=len(heads)) for kind, (heads, _) in PARTS.items()
         }
         self._one = dict(zip(known.foods, rng.sample(known.foods, len(FOODS)), strict=True))
         self._one |= dict(zip(known.months, rng.sample(known.months, len(MONTHS)), strict=True))
@@ -143,9 +142,4 @@ class _Cast:
         if head not in self._heads:
             self._heads[head] = self._stock[kind].pop() if self._stock[kind] else known.heads[head][1]
         new = self._heads[head]
-        return known.ids[new], known.ids[f"##{self.rng.choice(tails(kind, new, 'train'))}"]
-
-
-def _without(kind: NameKind) -> int:
-    """How many heads make no name of the ``train`` split."""
-    return sum(not tails(kind, head, "train") for head in PARTS[kind][0])
+        return known.ids[new], known.ids[f"##{self.rng.choice(practice_tails(kind, new))}"]

@@ -73,3 +73,20 @@ def draw_names(rng: random.Random, kind: NameKind, split: Split, count: int) -> 
     """
     heads = [head for head in PARTS[kind][0] if tails(kind, head, split)]
     return [head + rng.choice(tails(kind, head, split)) for head in rng.sample(heads, count)]
+
+
+@cache
+def practice_tails(kind: NameKind, head: str) -> tuple[str, ...]:
+    """The tails of a head in practice: those of the ``train`` split, and those of the other kinds.
+
+    A policy that only ever saw the tails of ``train`` would learn which ones those are, and write them instead of what
+    it reads. The others make names that belong to no split, such as a person called Marton.
+    """
+    others = [tail for other, (_, all_tails) in PARTS.items() if other != kind for tail in all_tails]
+    own = [f"{head}{tail}" for tail in PARTS[kind][1]]
+    return (*tails(kind, head, "train"), *(tail for tail in others if f"{head}{tail}" not in own))
+
+
+def draw_practice_names(rng: random.Random, kind: NameKind, count: int) -> list[str]:
+    """Names for drills; they differ in their heads."""
+    return [head + rng.choice(practice_tails(kind, head)) for head in rng.sample(PARTS[kind][0], count)]
