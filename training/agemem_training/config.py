@@ -88,6 +88,7 @@ class RewardConfig(_Frozen):
 class WarmStartConfig(_Frozen):
     """Supervised training on demonstrations, before reinforcement learning."""
 
+    repeat_steps: int = Field(default=800, ge=0, description="Updates on phrases that come again: copying as such.")
     drill_steps: int = Field(default=4000, ge=0, description="Updates on drills: single skills, without a server.")
     episode_steps: int = Field(default=3000, ge=0, description="Updates on whole episodes, and drills in between.")
     drill_share: float = Field(default=0.4, ge=0, le=1, description="Of the latter: how many are on drills.")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from agemem_mcp.errors import AgeMemError, ConfigurationError
 from agemem_policies.manner import Manner
@@ -76,6 +77,8 @@ class TrainingRun:
     metrics: MetricsFile = field(init=False)
     _sources: dict[str, TaskSource] = field(default_factory=dict[str, "TaskSource"])
     _stopped: bool = False
+    _warm_ups: int = 0
+    """Records of the warm start; iterations are counted on from these."""
     _began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -89,6 +92,7 @@ class TrainingRun:
             Interrupted: a person ended it.
             AgeMemError: it cannot be done; the text says what to do.
         """
+        disable_progress_bar()
         accelerator = Accelerator(cpu=not torch.cuda.is_available())
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
@@ -167,7 +171,8 @@ class TrainingRun:
             state = _restored(before, learner)
             self.progress.note(f"going on after iteration {state.iteration}")
         if accelerator.is_main_process:
-            self.metrics.truncate(state.iteration)
+            self._warm_ups = len(self.metrics.read().of_phase("warm start"))
+            self.metrics.truncate(self._warm_ups + state.iteration)
         trainer = self._trainer(accelerator, learner, trainable, state)
         total = self.config.grpo.iterations
         try:
@@ -258,7 +263,7 @@ class TrainingRun:
                 )
                 self.metrics.append(
                     Evaluation(
-                        iteration=iteration,
+                        iteration=self._warm_ups + iteration,
                         name=name,
                         level=level,
                         greedy=greedy,
@@ -276,7 +281,7 @@ class TrainingRun:
         updated, rollouts = done.updated, done.rollouts
         self.metrics.append(
             Iteration(
-                iteration=done.iteration,
+                iteration=self._warm_ups + done.iteration,
                 phase="grpo",
                 update=Update(
                     loss=updated.loss,
@@ -310,7 +315,7 @@ class TrainingRun:
         merged = self.config.model.model_copy(update={"path": str(self.wishes.out), "lora_rank": None})
         trainable = load_trainable(merged)
         metrics = self.metrics.read()
-        await self._measure(trainable, AFTER, metrics.iterations[-1].iteration if metrics.iterations else 0, final=True)
+        await self._measure(trainable, AFTER, len(metrics.of_phase("grpo")), final=True)
         results = Results(
             run=Run(
                 name=self.config.preset,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from agemem_mcp.errors import ConfigurationError
 from agemem_training.loading import Trainable, eos_ids_of
+from agemem_training.mini.drills import drill
 from agemem_training.mini.model import build_model
 from agemem_training.mini.skills import measure_skills
 from agemem_training.mini.tokenizer import build_tokenizer
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _VOCABULARY_EPISODES = 32
 """Of each level: what they say are the words that the tokenizer knows."""
+_VOCABULARY_DRILLS = 1000
 _NOTED_STEPS = 100
 """Updates between two records."""
 _SKILL_DRILLS = 600
@@ -65,7 +68,7 @@ class WarmStart:
         warm = self._warm()
         self.progress.note("demonstrations for the vocabulary")
         shown = await self._demonstrated(_VOCABULARY_EPISODES, None)
-        tokenizer = build_tokenizer(_texts(shown))
+        tokenizer = build_tokenizer([*_texts(shown), *self._drilled()])
         tokenizer.save_pretrained(folder)
         self.progress.note(f"{warm.episodes} demonstrations of each level, on the server")
         shown = await self._demonstrated(warm.episodes, folder)
@@ -117,14 +120,21 @@ class WarmStart:
             )
         return episodes
 
+    def _drilled(self) -> list[str]:
+        """What drills say: each level has some of these words alone."""
+        rng = random.Random(f"words {self.config.seed}")  # noqa: S311  drills, no secrets
+        system = self.config.environment.system or ""
+        exchanges = [one for _ in range(_VOCABULARY_DRILLS) for one in drill(rng, system=system)]
+        return sorted({text for one in exchanges for text in (one.turn, *(message.content for message in one.shown))})
+
     def _fitted(self, phase: str, step: int, steps: int, fit: Fit) -> None:
         self._fits.append(fit)
         self.progress.fitted(phase, step, steps, fit)
-        if len(self._fits) == _NOTED_STEPS or step == steps:
+        if step % _NOTED_STEPS == 0 or step == steps:
             now = time.perf_counter()
             self.metrics.append(
                 Iteration(
-                    iteration=0,
+                    iteration=-(-step // _NOTED_STEPS),
                     phase="warm start",
                     update=Update(
                         loss=fmean(one.loss for one in self._fits), gradient_norm=float("nan"), learning_rate=float("nan")
