@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 Skill: TypeAlias = Literal["add", "update", "delete", "answer", "two hops", "small talk"]
 
-_WEIGHTS: dict[Skill, float] = {"add": 3, "update": 3, "delete": 2, "answer": 3, "two hops": 3, "small talk": 0.5}
+_WEIGHTS: dict[Skill, float] = {"add": 3, "update": 3, "delete": 2, "answer": 4, "two hops": 4, "small talk": 0.5}
 _RELATIONS = tuple(RELATIONS.values())
+_PLAIN_CHANGES = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,18 @@ class _Scene:
         self.exchanges.append(Exchange(tuple(self.said), text))
         self.said.append(ChatMessage("assistant", text))
 
-    def hits(self, fact: _Known | None, count: int) -> str | None:
-        """Show memories, one of them the fact, most often as the first; gives its id."""
+    def hits(self, fact: _Known | None, count: int, *, like: _Known | None = None) -> str | None:
+        """Show memories, one of them the fact, most often as the first; gives its id.
+
+        Args:
+            fact: None to show none in particular.
+            count: of the memories.
+            like: one of the others is like this; by default like the fact.
+        """
+        like = like or fact
         others = [self.fact() for _ in range(count - (fact is not None))]
-        if fact is not None and others:
-            others[0] = self._like(fact)
+        if like is not None and others:
+            others[0] = self._like(like)
         facts = [fact, *others] if fact else others
         if self.rng.random() < 0.3:  # noqa: PLR2004  now and then the best hit is not the right one
             self.rng.shuffle(facts)
@@ -158,7 +166,7 @@ def drill(rng: random.Random, *, system: str, split: Split = "train", skill: Ski
 def _add(scene: _Scene) -> None:
     fact = scene.fact()
     scene.told(OPENINGS, fact.text)
-    scene.hits(None, scene.rng.randint(1, 2))
+    scene.hits(None, scene.rng.randint(1, 2), like=fact)
     scene.write(Turn("new fact", (Call("Add_memory", {"content": fact.text, "memory_type": "fact"}),)))
     scene.observed(f"Stored as {scene.ids.pop()}.")
     scene.write(Turn("done", answer="ok"))
@@ -167,7 +175,8 @@ def _add(scene: _Scene) -> None:
 def _update(scene: _Scene) -> None:
     old = scene.fact()
     new = scene.fact(old.relation, old.subject)
-    scene.told(CHANGED, new.text)
+    # Whether something has changed is told by what was known before, not by how it is said.
+    scene.told(OPENINGS if scene.rng.random() < _PLAIN_CHANGES else CHANGED, new.text)
     found = scene.hits(old, scene.rng.randint(1, 2))
     arguments = {"memory_id": found, "content": new.text}
     scene.write(Turn(f"{old.thought} {found}", (Call("Update_memory", arguments),)))
