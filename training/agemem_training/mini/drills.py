@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from agemem_policies.policy import ChatMessage
 from agemem_policies.protocol import Call, Turn, render
@@ -76,10 +76,7 @@ class _Scene:
     def __post_init__(self) -> None:
         rng = self.rng
         kinds: dict[NameKind, int] = {"person": 14, "firm": 10, "town": 10}
-        self.names = {
-            kind: draw_practice_names(rng, kind, count) if self.split == "train" else draw_names(rng, kind, self.split, count)
-            for kind, count in kinds.items()
-        }
+        self.names = {kind: self._drawn(kind, count) for kind, count in kinds.items()}
         first = rng.randrange(1, 70)
         self.ids = [f"mem_{first + place}" for place in rng.sample(range(25), 20)]
         self.date = f"{rng.randrange(2024, 2031)}-{rng.randrange(1, 13):02d}-{rng.randrange(1, 29):02d}"
@@ -87,9 +84,21 @@ class _Scene:
 
     def fact(self, relation: Relation | None = None, subject: str | None = None) -> _Known:
         relation = relation or self.rng.choice(_RELATIONS)
-        subject = subject or self.names[relation.about].pop()
-        stock = self.names.get(relation.value)
-        return _Known(relation, subject, stock.pop() if stock else draw_value(self.rng, relation.value, self.split))
+        subject = subject or self._name(relation.about)
+        value = relation.value
+        if value in {"person", "firm", "town"}:
+            return _Known(relation, subject, self._name(value))
+        return _Known(relation, subject, draw_value(self.rng, value, self.split))
+
+    def _name(self, kind: str) -> str:
+        """A name that was not used yet, while there are any."""
+        stock = self.names[kind]
+        return stock.pop() if stock else self._drawn(cast("NameKind", kind), 1)[0]
+
+    def _drawn(self, kind: NameKind, count: int) -> list[str]:
+        if self.split == "train":
+            return draw_practice_names(self.rng, kind, count)
+        return draw_names(self.rng, kind, self.split, count)
 
     def hear(self, *texts: str) -> None:
         self.said += [ChatMessage("user", text) for text in texts]
