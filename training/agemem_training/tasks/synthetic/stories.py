@@ -80,6 +80,8 @@ LEVELS = {
         sentences=(3, 4),
     ),
 }
+"""L1: facts and small talk, one-hop questions. L2: changes too. L3: two-hop questions too, and distractors that
+overflow the window of the mini preset."""
 
 
 @dataclass(frozen=True, slots=True)
