@@ -34,7 +34,12 @@ class Overflow(StrEnum):
 
 def framed_tokens(messages: Sequence[ContextMessage], frame_tokens: int = FRAME_TOKENS) -> int:
     """Tokens of messages as a model is shown them, at most."""
-    return sum(message.tokens + frame_tokens + ESCAPE_TOKENS * escapes(message.content) for message in messages)
+    return sum(message.tokens + frame_tokens + _escape_tokens(message) for message in messages)
+
+
+def _escape_tokens(message: ContextMessage) -> int:
+    # What tools return is shown escaped, and nothing else is.
+    return ESCAPE_TOKENS * escapes(message.content) if message.role is Role.TOOL else 0
 
 
 def newest_rounds(

@@ -43,7 +43,7 @@ class MemoryTools:
 
     def __init__(self, client: Client) -> None:
         """Use a client that is connected already."""
-        self._client = client
+        self.client = client
 
     async def call(
         self, name: str, arguments: dict[str, Any], *, session_id: str | None, actor: Actor = Actor.POLICY
@@ -63,7 +63,7 @@ class MemoryTools:
         if session_id is not None:
             meta[SESSION_META_KEY] = session_id
         try:
-            result = await self._client.call_tool(name, arguments, meta=meta)
+            result = await self.client.call_tool(name, arguments, meta=meta)
         except (MCPError, OSError, RuntimeError) as error:
             msg = f"The memory server did not answer {name} ({error}). Check that it runs, and try again."
             raise StoreError(msg) from error

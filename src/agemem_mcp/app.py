@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
@@ -17,7 +17,7 @@ from agemem_mcp.errors import AgeMemError, ConfigurationError
 from agemem_mcp.service.gate import Progress, ServiceGate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from agemem_mcp.adapters.assets import AssetProgress, AssetStore
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _PURGE_INTERVAL_S = 3600.0
-_PATIENCE_S = 0.5
 
 
 def asset_store(settings: Settings) -> AssetStore:
@@ -359,26 +358,6 @@ async def _purge_now_and_then(purge: Callable[[], Awaitable[int]]) -> None:
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-@contextmanager
-def owned(settings: Settings) -> Generator[bool]:
-    """Own the settings' data folder for the length of the context, if nobody else does and it can be used."""
-    from agemem_mcp.adapters.data_folder import DataFolder
-
-    folder = DataFolder(settings.data_dir)
-    try:
-        folder.check()
-        # One that has just said that it ended gives its lock back in a moment.
-        lock = folder.lock(patience_s=_PATIENCE_S)
-    except AgeMemError as error:
-        log.info("the folder is not ours", error=str(error))
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def service_gate(

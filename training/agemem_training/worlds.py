@@ -6,18 +6,21 @@ ledger, or, where a server's ledger is out of reach, put together from the serve
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agemem_mcp.adapters.system import RandomIds, SequentialIds, SteppingClock
 from agemem_mcp.app import service_gate
-from agemem_mcp.domain.memory import Scope
+from agemem_mcp.domain.memory import Scope, check_namespace
+from agemem_mcp.errors import InvalidOperation
 from agemem_mcp.settings import load_settings
-from agemem_policies.memory import tools_in_process
+from agemem_policies.memory import tools_at, tools_in_process
+from agemem_training.results_ledger import NotedTools, ResultsLedger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -27,9 +30,14 @@ if TYPE_CHECKING:
     from agemem_mcp.service.gate import ServiceGate
     from agemem_policies.memory import MemoryTools
 
+NAMESPACE_PREFIX = "agemem-episodes"
+"""Of what episodes leave on a server at a URL."""
+
 _EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 _DAYS = 2000
 """Episodes happen within so many days of that, so that no date is learnt by heart."""
+_DAYS_APART = 7919
+"""From one seed to the next: a prime, so that no date comes again before all of them did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,7 @@ class WorldSettings:
     """For embedding."""
     folder: Path | None = None
     """Where the data folders are made; None for the system's place for passing files."""
-    extra: dict[str, object] = field(default_factory=dict[str, object])
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])
     """Further settings of the server, by their names."""
 
 
@@ -79,6 +87,45 @@ class InProcessWorld:
         return tuple(await service.long_term.events(_scope(namespace)))
 
 
+class UrlWorld:
+    """A server at a URL.
+
+    What episodes store stays there, in namespaces ``agemem-episodes.RUN.NAMESPACE`` that no other run has: RUN is drawn
+    anew for each. Its settings are the server's own, the budget of contexts included.
+    """
+
+    def __init__(self, url: str, token: str | None) -> None:
+        """Use a server; :func:`at_url` makes sure that there is one."""
+        self._url = url
+        self._token = token
+        self._run = secrets.token_hex(8)
+        self._ledgers: dict[str, ResultsLedger] = {}
+
+    def namespace_of(self, namespace: str) -> str:
+        """Where the server keeps what an episode stores."""
+        return check_namespace(f"{NAMESPACE_PREFIX}.{self._run}.{namespace}")
+
+    @asynccontextmanager
+    async def tools(self, namespace: str) -> AsyncGenerator[MemoryTools]:
+        """See :meth:`World.tools`.
+
+        Raises:
+            ConfigurationError: the server cannot be reached, or wants another token.
+            InvalidOperation: the namespace was used before, or can be none.
+        """
+        if namespace in self._ledgers:
+            msg = f"The namespace {namespace!r} was used before: each episode needs one of its own."
+            raise InvalidOperation(msg)
+        there = self.namespace_of(namespace)
+        ledger = self._ledgers[namespace] = ResultsLedger(Scope(namespace=there))
+        async with tools_at(self._url, token=self._token, namespace=there) as tools:
+            yield NotedTools(tools.client, ledger)
+
+    async def events(self, namespace: str) -> tuple[MemoryEvent, ...]:
+        """See :meth:`World.events`."""
+        return tuple(self._ledgers[namespace].events)
+
+
 @asynccontextmanager
 async def in_process(settings: WorldSettings, *, seed: int) -> AsyncGenerator[InProcessWorld]:
     """Open an empty memory; it vanishes at the end.
@@ -99,11 +146,29 @@ async def in_process(settings: WorldSettings, *, seed: int) -> AsyncGenerator[In
             **settings.extra,
         )
         ids = SequentialIds(seed) if settings.ids == "sequential" else RandomIds(seed)
-        clock = SteppingClock(_EPOCH + timedelta(days=seed * 7919 % _DAYS))
+        clock = SteppingClock(_EPOCH + timedelta(days=seed * _DAYS_APART % _DAYS))
         gate = service_gate(configured, clock=clock, ids=ids)
         stack.push_async_callback(gate.close)
         await gate.service()
         yield InProcessWorld(gate)
+
+
+@asynccontextmanager
+async def at_url(url: str, *, token: str | None = None) -> AsyncGenerator[UrlWorld]:
+    """Use a server that runs already, such as ``http://127.0.0.1:8000/mcp``; see :class:`UrlWorld`.
+
+    Args:
+        url: of its MCP endpoint. It has to offer all tools (``--tools all``).
+        token: that it wants.
+
+    Raises:
+        ConfigurationError: there is none, or it wants another token.
+    """
+    world = UrlWorld(url, token)
+    # Connected to once, so that a wrong address ends a run before it begins.
+    async with tools_at(url, token=token, namespace=world.namespace_of("hello")):
+        pass
+    yield world
 
 
 def _scope(namespace: str) -> Scope:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from agemem_mcp.app import owned, service_gate
+from agemem_mcp.app import service_gate
 from agemem_mcp.cli.asking import NoOwner, ask
 from agemem_mcp.cli.output import DataDir, Json, print_json, progress_bar, read_settings
 from agemem_mcp.errors import StoreError
+from agemem_mcp.owner.owned import owned
 from agemem_mcp.owner.owner import Owner
 from agemem_mcp.process import run_async
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agemem_mcp.app import owned, service_gate
+from agemem_mcp.app import service_gate
 from agemem_mcp.cli.asking import NoOwner, answer, reach
 from agemem_mcp.cli.output import DataDir, Namespace
 from agemem_mcp.errors import StoreError
 from agemem_mcp.link import pipe
+from agemem_mcp.owner.owned import owned
 from agemem_mcp.owner.owner import Owner
 from agemem_mcp.owner.standard_streams import serve_standard_streams
 from agemem_mcp.process import run_async, start_logging

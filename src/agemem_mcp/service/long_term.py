@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from agemem_mcp.domain.memory import Scope, ScoredMemory, VectorD
+    from agemem_mcp.domain.memory import MemoryEvent, Scope, ScoredMemory, VectorD
     from agemem_mcp.domain.operations import AddMemory, DeleteMemory, UpdateMemory
     from agemem_mcp.domain.ports import Clock, Embedder, IdSource, Ledger, LedgerTransaction, MemoryIndex
     from agemem_mcp.service.indexing import Indexer

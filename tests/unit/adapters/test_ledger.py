@@ -127,6 +127,19 @@ async def test_history_keeps_every_version_with_who_made_it_and_for_which_sessio
     assert [one.at for one in events] == sorted(one.at for one in events)
 
 
+async def test_the_events_of_a_scope_are_all_of_its_own_oldest_first(ledger: SqliteLedger) -> None:
+    assert await ledger.events(SCOPE) == []
+    written = [
+        await append(ledger, record("mem_1")),
+        await append(ledger, record("mem_2"), session_id="ctx_1"),
+        await append(ledger, record("mem_1", version=2, deleted=True), MemoryEventKind.DELETE, Actor.ENVIRONMENT),
+    ]
+    other = await append(ledger, record("mem_1", scope=OTHER))
+    written.append(await append(ledger, record("mem_2", version=2), MemoryEventKind.UPDATE, Actor.USER))
+    assert await ledger.events(SCOPE) == written
+    assert await ledger.events(OTHER) == [other]
+
+
 async def test_the_same_id_in_two_scopes_is_two_entries(ledger: SqliteLedger) -> None:
     for scope in (SCOPE, OTHER, Scope(principal="ana")):
         await append(ledger, record(scope=scope, content=f"of {scope.key}"))

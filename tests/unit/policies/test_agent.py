@@ -10,10 +10,12 @@ import pytest
 from agemem_mcp.domain.memory import Actor, Scope
 from agemem_mcp.errors import AgeMemError, ConfigurationError, InvalidOperation, ProviderError, StoreError
 from agemem_policies.agent import Agent, AgentOptions, Limits
+from agemem_policies.budget import Overflow
 from agemem_policies.events import Called, ContextChanged, Corrected, Event, Observed, Said, Thought
 from agemem_policies.memory import MemoryTools, tools_in_process
 from agemem_policies.protocol import Call, Turn
 from agemem_policies.scripted import TOUR, ScriptedPolicy, scripted_policy
+from agemem_policies.session import SessionContext
 from agemem_policies.steps import StopReason
 
 if TYPE_CHECKING:
@@ -339,3 +341,45 @@ async def test_text_in_memories_is_data_and_cannot_end_its_tags(tools: MemoryToo
         "<<SYS",
     ):
         assert mark not in inner
+
+
+async def test_a_system_prompt_of_its_own_takes_the_place_of_the_agents(tools: MemoryTools) -> None:
+    _, policy = await ran(tools, DONE, system="You manage memory.")
+    assert [one.content for one in policy.seen[0].messages] == ["You manage memory.", "Hello."]
+
+
+async def test_what_a_message_recalls_stands_after_it_and_is_no_step(tools: MemoryTools) -> None:
+    await ran(tools, Turn("Keep it.", (ADD,)), DONE)
+    trajectory, policy = await ran(tools, DONE, message="Where in Lisbon does Maya live?", recalled=1)
+    assert (len(trajectory.steps), trajectory.calls) == (1, [])
+    question, hits = policy.seen[0].messages[1:]
+    assert question.content == "Where in Lisbon does Maya live?"
+    assert hits.content.startswith("<retrieved_memories>\n[mem_")
+    assert "Maya lives in Lisbon." in hits.content
+    _, policy = await ran(tools, DONE, message="Zeppelins?", recalled=1)
+    assert [one.content for one in policy.seen[0].messages[1:]] == ["Zeppelins?"]
+
+
+@pytest.mark.parametrize(("frame_tokens", "reason"), [(0, StopReason.ANSWER), (1000, StopReason.CONTEXT_OVERFLOW)])
+async def test_what_a_chat_template_puts_around_messages_counts_for_the_window(
+    tools: MemoryTools, frame_tokens: int, reason: StopReason
+) -> None:
+    options: dict[str, Any] = {"system": "Short.", "window_tokens": 1100, "answer_tokens": 0}
+    trajectory, policy = await ran(tools, DONE, frame_tokens=frame_tokens, overflow=Overflow.ERROR, **options)
+    assert trajectory.stop_reason is reason
+    assert len(policy.seen) == (reason is StopReason.ANSWER)
+
+
+async def test_a_run_can_go_on_in_a_context_that_an_earlier_one_left(tools: MemoryTools) -> None:
+    context = SessionContext(tools)
+    policy = ScriptedPolicy([DONE, DONE])
+    agent = Agent(policy, tools, AgentOptions(system="Short."))
+    first = await agent.run("Hello.", context=context)
+    assert context.session_id == first.session_id
+    second = await agent.run("Again.", context=context)
+    assert second.session_id == first.session_id
+    answer = "<think>Done.</think><answer>Done.</answer>"
+    assert [one.content for one in policy.seen[1].messages] == ["Short.", "Hello.", answer, "Again."]
+    assert second.context_tokens == context.tokens
+    held = [(one.role.value, one.content) for one in context.messages]
+    assert held[1:] == await context_of(tools, first.session_id)

@@ -2,8 +2,9 @@
 
 What costs such a policy most is copying, and copying is learnt as soon as a word is the same token wherever it stands.
 So spaces are no part of tokens: they are dropped when a text is read, and put back by rule when one is written. A name
-is its head and its tail, a number its pairs of digits, a memory id one token, and so are the fixed parts of a turn
-(``</think><tool_call>[{"name": "Add_memory", "arguments": {"content": "``). Other words are spelled letter by letter.
+is its head and its tail, a number its pairs of digits, a memory id one token if it is sequential, and so are the fixed
+parts of a turn (``</think><tool_call>[{"name": "Add_memory", "arguments": {"content": "``). Other words, and ids, are
+spelled letter by letter.
 """
 
 # torch and transformers are extras: where they are installed their types are checked, elsewhere the rest still is
@@ -33,7 +34,7 @@ _TEMPLATE = (
 _MEMORY_IDS = 100
 _YEARS = range(2020, 2040)
 _HOLE = "\0"
-_PIECE = r"mem_\d+|\d{4}-|\d\d-|[A-Za-z]+|\d+|\n|[^\sA-Za-z\d]"
+_PIECE = r"mem_[a-z\d]+|\d{4}-|\d\d-|[A-Za-z]+|\d+|\n|[^\sA-Za-z\d]"
 """What is never split by anything but the vocabulary; dates as they stand before a memory."""
 
 
@@ -77,7 +78,7 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         *(sign for sign in string.printable if not sign.isspace()), "\n",
         *(f"##{sign}" for sign in string.ascii_letters + string.digits),
         *pairs, *(f"##{pair}" for pair in pairs),
-        *(f"mem_{number}" for number in range(1, _MEMORY_IDS)),
+        *(f"mem_{number}" for number in range(1, _MEMORY_IDS)), "mem_",
         *(f"{year}-" for year in _YEARS), *(f"{pair}-" for pair in pairs[1:32]),
         *sorted(heads | tails | words | set(FOODS) | set(MONTHS)),
     ]  # fmt: skip

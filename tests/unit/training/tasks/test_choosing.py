@@ -81,6 +81,13 @@ async def test_a_file_of_questions_is_opened(tmp_path: Path) -> None:
     assert next(source.tasks(split_of("hotpotqa-a"), seed=0)).query == "Who?"
 
 
+@pytest.mark.parametrize("level", ["L1", "L2", "L3"])
+async def test_a_level_of_stories_is_opened(level: str) -> None:
+    source = await open_source(parse_source(f"synthetic:{level}"), show=refuse)
+    task = next(source.tasks("test", seed=3))
+    assert (task.task_id, task.labels["level"]) == (f"{level}-test-3-0", level)
+
+
 async def test_what_is_taken_of_a_recording_is_shown_before_tasks_are_made(
     lexical_service: MemoryService, lexical_settings: Settings
 ) -> None:

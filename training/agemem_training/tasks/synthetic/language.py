@@ -14,7 +14,7 @@ from agemem_training.tasks.synthetic.names import FOODS, MONTHS, NameKind, draw_
 if TYPE_CHECKING:
     import random
 
-    from agemem_training.tasks.synthetic.names import Split
+    from agemem_training.tasks.source import Split
 
 ValueKind: TypeAlias = Literal["person", "firm", "town", "food", "code", "date"]
 
@@ -42,7 +42,7 @@ class Relation:
         return self.sentence.format(s=subject, v=value)
 
 
-def _relation(  # noqa: PLR0913  one per field
+def _relation(  # noqa: PLR0913, PLR0917  a row of the table below
     name: str,
     about: NameKind,
     value: ValueKind,
@@ -172,7 +172,12 @@ SMALL_TALK: dict[str, tuple[str, ...]] = {
         "What a day this has been.",
         "It is too late for more coffee.",
     ),
-    "test": ("Hello, that was a long day.", "I need some music today.", "My office is slow again.", "Thank you for today."),
+    "test": (
+        "Hello, that was a long day.",
+        "I need some music today.",
+        "My office is slow again.",
+        "Thank you for today.",
+    ),
 }
 TOPICS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "news": (

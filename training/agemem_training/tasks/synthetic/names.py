@@ -1,7 +1,7 @@
 """Made-up names of people, firms and towns: a head and a tail each, as most real ones have.
 
-A whole name belongs to one split alone, by a hash of its letters, while every head and every tail turns up in all of
-them: a policy that was trained on some names can spell the others, and has not seen them.
+A whole name belongs to one split alone, by a hash of its letters, while every head and every tail turns up in names of
+``train``: a policy that was trained on those can spell the others, and has not seen them.
 """
 
 from __future__ import annotations
@@ -13,53 +13,58 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     import random
 
-Split: TypeAlias = Literal["train", "validation", "test"]
+    from agemem_training.tasks.source import Split
+
 NameKind: TypeAlias = Literal["person", "firm", "town"]
+
+
+def _words(line: str) -> tuple[str, ...]:
+    return tuple(line.split())
+
 
 PARTS: dict[NameKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "person": (
-        tuple(
+        _words(
             "Mar Tor Bel Kal Sim Dor Fen Gal Hol Jor Lin Nor Ras Sel Van Wil Cor Ed Ul Pet Bas Dav Fil Gid Hed Iv Jul "
-            "Kon Lar Mel".split()
+            "Kon Lar Mel"
         ),
-        tuple("an en is ek ona in ura ik elle o us ard".split()),
+        _words("an en is ek ona in ura ik elle o us ard"),
     ),
     "firm": (
-        tuple(
+        _words(
             "Nex Zen Quo Pla Vor Trin Omni Lumi Hydr Terr Ast Gran Sol Prim Cal Ver Aero Bio Cyb Dyna Elek Flux Geo "
-            "Helio".split()
+            "Helio"
         ),
-        tuple("tek corp soft lab works dyn ix max net form".split()),
+        _words("tek corp soft lab works dyn ix max net form"),
     ),
     "town": (
-        tuple(
+        _words(
             "Kel Ash Brook Stone Wood High Mill Lake Oak Fair Wind Gold Red North Spring Rock Silver Green Black White "
-            "Elm Fox Crow River".split()
+            "Elm Fox Crow River"
         ),
-        tuple("ton burg ville field port ham ford dale wick mouth".split()),
+        _words("ton burg ville field port ham ford dale wick mouth"),
     ),
 }
-FOODS = tuple(
+FOODS = _words(
     "tea coffee pizza pasta sushi bread cheese apples grapes lemons olives rice soup honey cocoa mango salad curry "
-    "tofu waffles".split()
+    "tofu waffles"
 )
-MONTHS = tuple(
-    "January February March April May June July August September October November December".split()
-)
-_TRAIN, _VALIDATION = 70, 85
-"""Of 100 names."""
+MONTHS = _words("January February March April May June July August September October November December")
+_OF_TRAIN, _BEFORE_TEST = 70, 85
+"""Of 100 names: so many belong to ``train``, and so many to ``train`` or ``validation``. ``test`` needs enough of them
+for a story."""
 
 
-def split_of(name: str) -> Split:
+def split_of_name(name: str) -> Split:
     """The split that a name belongs to."""
     place = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100
-    return "train" if place < _TRAIN else "validation" if place < _VALIDATION else "test"
+    return "train" if place < _OF_TRAIN else "validation" if place < _BEFORE_TEST else "test"
 
 
 @cache
 def tails(kind: NameKind, head: str, split: Split) -> tuple[str, ...]:
     """The tails with which a head makes a name of this split."""
-    return tuple(tail for tail in PARTS[kind][1] if split_of(head + tail) == split)
+    return tuple(tail for tail in PARTS[kind][1] if split_of_name(head + tail) == split)
 
 
 def draw_names(rng: random.Random, kind: NameKind, split: Split, count: int) -> list[str]:
@@ -70,6 +75,9 @@ def draw_names(rng: random.Random, kind: NameKind, split: Split, count: int) -> 
         kind: what is named.
         split: where the names belong.
         count: at most the number of heads that have a name in the split.
+
+    Raises:
+        ValueError: there are not so many.
     """
     heads = [head for head in PARTS[kind][0] if tails(kind, head, split)]
     return [head + rng.choice(tails(kind, head, split)) for head in rng.sample(heads, count)]

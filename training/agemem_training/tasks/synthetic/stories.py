@@ -27,12 +27,22 @@ from agemem_training.tasks.synthetic.names import FOODS, draw_names
 from agemem_training.tasks.task import Change, Fact, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from agemem_training.tasks.synthetic.language import Relation, TwoHops
-    from agemem_training.tasks.synthetic.names import Split
+    from agemem_training.tasks.source import Split
+    from agemem_training.tasks.synthetic.language import Relation, TwoHops, ValueKind
+    from agemem_training.tasks.synthetic.names import NameKind
 
+_NAMES: dict[NameKind, int] = {"person": 14, "firm": 10, "town": 10}
+"""So many a story has at hand: enough for the longest at these levels, and each split has as many."""
 _TRIES = 200
+"""To draw a value that the story does not use yet."""
+_OF_SOMEBODY_KNOWN = 0.4
+"""Share of the further facts that are about somebody of whom one is told already."""
+_CHANGES_TAKEN_BACK = 0.4
+"""Share of the changes of what is not asked for that leave nothing true instead."""
+_WITH_RUMOUR = 0.5
+"""Share of the distractors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,8 @@ LEVELS = {
         sentences=(3, 4),
     ),
 }
+"""L1: facts and small talk, one-hop questions. L2: changes too. L3: two-hop questions too, and distractors that
+overflow the window of the mini preset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +107,41 @@ class _Story:
 
     split: Split
     rng: random.Random
-    people: list[str]
-    firms: list[str]
-    towns: list[str]
+    names: dict[NameKind, list[str]]
+    """Those not used yet."""
     told: list[_Told] = field(default_factory=list["_Told"])
     """As they are at first."""
     now: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     """(subject, relation) → value at the end; without those taken back."""
+    values: set[str] = field(default_factory=set[str])
+    """Of all facts, those that were changed later included: no two have the same one, so none can be mistaken."""
+
+    def name(self, kind: NameKind) -> str:
+        """Somebody or something new."""
+        if not self.names[kind]:
+            raise _too_long(kind)
+        return self.names[kind].pop()
+
+    def value(self, relation: Relation) -> str:
+        """A new value."""
+        value = self._drawn(relation)
+        self.values.add(value)
+        return value
+
+    def _drawn(self, relation: Relation) -> str:
+        match relation.value:
+            case "person" | "firm" | "town" as kind:
+                return self.name(kind)
+            case kind:
+                for _ in range(_TRIES):
+                    value = draw_value(self.rng, kind, self.split)
+                    if value not in self.values:
+                        return value
+                raise _too_long(kind)
+
+
+def _too_long(kind: ValueKind) -> ConfigurationError:
+    return ConfigurationError(f"A story this long needs more values of the kind {kind!r} than there are; tell less.")
 
 
 class Stories:
@@ -137,26 +177,18 @@ class Stories:
 
 
 def _told_as_task(rng: random.Random, split: Split, level: str, wanted: Difficulty, task_id: str) -> Task:
-    story = _Story(
-        split,
-        rng,
-        people=draw_names(rng, "person", split, 14),
-        firms=draw_names(rng, "firm", split, 10),
-        towns=draw_names(rng, "town", split, 10),
-    )
+    story = _Story(split, rng, {kind: draw_names(rng, kind, split, count) for kind, count in _NAMES.items()})
     two_hops = rng.random() < wanted.two_hops
     hops = rng.choice(TWO_HOPS) if two_hops else None
     asked = _facts(story, wanted, hops)
-    changes = _changes(story, wanted, asked, change_asked=rng.random() < wanted.asked_changed)
+    changes: Mapping[_Told, str | None] = _changes(story, wanted, asked)
     taken_back = hops is None and rng.random() < wanted.taken_back and wanted.changes[1] > 0
     if taken_back:
         changes = {asked[0]: None}
     messages = _messages(story, wanted, changes)
     gold = [] if taken_back else [_present(story, one) for one in asked]
-    if hops is not None:
-        query = rng.choice(wording(hops.questions, split)).format(s=asked[0].subject)
-    else:
-        query = rng.choice(wording(asked[0].relation.questions, split)).format(s=asked[0].subject)
+    questions = asked[0].relation.questions if hops is None else hops.questions
+    query = rng.choice(wording(questions, split)).format(s=asked[0].subject)
     kind = "taken back" if taken_back else "two hops" if hops else "changed" if asked[0] in changes else "one hop"
     return Task(
         task_id=task_id,
@@ -176,32 +208,13 @@ def _told_as_task(rng: random.Random, split: Split, level: str, wanted: Difficul
     )
 
 
-def _fresh(story: _Story, relation: Relation, *, unless: str = "") -> str:
-    """A value that this story did not use for anything else yet; that would make its questions ambiguous."""
-    match relation.value:
-        case "firm":
-            return story.firms.pop()
-        case "town":
-            return story.towns.pop()
-        case "person":
-            return story.people.pop()
-        case kind:
-            used = {told.value for told in story.told} | {unless}
-            for _ in range(_TRIES):
-                value = draw_value(story.rng, kind, story.split)
-                if value not in used:
-                    return value
-            msg = f"there are not enough values of {relation.name} for a story this long"
-            raise ConfigurationError(msg)
-
-
 def _facts(story: _Story, wanted: Difficulty, hops: TwoHops | None) -> list[_Told]:
     """Draw the story's facts; gives those that are asked for."""
     rng = story.rng
     asked: list[_Told] = []
 
     def tell(relation: Relation, subject: str) -> _Told:
-        told = _Told(relation, subject, _fresh(story, relation))
+        told = _Told(relation, subject, story.value(relation))
         story.told.append(told)
         story.now[told.subject, relation.name] = told.value
         return told
@@ -209,28 +222,27 @@ def _facts(story: _Story, wanted: Difficulty, hops: TwoHops | None) -> list[_Tol
     one_hop = [relation for relation in RELATIONS.values() if relation.about == "person"]
     if hops is not None:
         first, second = RELATIONS[hops.first], RELATIONS[hops.second]
-        asked.append(tell(first, story.people.pop()))
+        asked.append(tell(first, story.name("person")))
         asked.append(tell(second, asked[0].value))
     else:
-        asked.append(tell(rng.choice(one_hop), story.people.pop()))
+        asked.append(tell(rng.choice(one_hop), story.name("person")))
     count = rng.randint(*wanted.facts)
     while len(story.told) < count:
         relation = rng.choice(list(RELATIONS.values()))
         # Often somebody of whom something is known already: then a name alone does not find the right memory.
         known = [one.subject for one in story.told if one.relation.about == relation.about]
-        subject = rng.choice(known) if known and rng.random() < 0.4 else None  # noqa: PLR2004  less than half
+        subject = rng.choice(known) if known and rng.random() < _OF_SOMEBODY_KNOWN else None
         if subject is None or (subject, relation.name) in story.now:
-            subject = story.firms.pop() if relation.about == "firm" else story.people.pop()
+            subject = story.name(relation.about)
         tell(relation, subject)
     rng.shuffle(story.told)
     return asked
 
 
-def _changes(
-    story: _Story, wanted: Difficulty, asked: list[_Told], *, change_asked: bool
-) -> dict[_Told, str | None]:
+def _changes(story: _Story, wanted: Difficulty, asked: list[_Told]) -> dict[_Told, str | None]:
     """Which facts change, and to what; None for one that is taken back."""
     rng = story.rng
+    change_asked = rng.random() < wanted.asked_changed
     count = rng.randint(*wanted.changes)
     others = [one for one in story.told if one not in asked]
     rng.shuffle(others)
@@ -238,12 +250,12 @@ def _changes(
     chosen = ([asked[-1]] if change_asked else []) + others
     changes: dict[_Told, str | None] = {}
     for one in chosen[:count]:
-        taken_back = one not in asked and rng.random() < 0.4  # noqa: PLR2004  less than half
-        changes[one] = None if taken_back else _fresh(story, one.relation, unless=one.value)
+        taken_back = one not in asked and rng.random() < _CHANGES_TAKEN_BACK
+        changes[one] = None if taken_back else story.value(one.relation)
     return changes
 
 
-def _messages(story: _Story, wanted: Difficulty, changes: dict[_Told, str | None]) -> list[str]:
+def _messages(story: _Story, wanted: Difficulty, changes: Mapping[_Told, str | None]) -> list[str]:
     rng, split = story.rng, story.split
     openings = wording(OPENINGS, split)
     lines: list[tuple[float, str]] = []
@@ -266,7 +278,7 @@ def _messages(story: _Story, wanted: Difficulty, changes: dict[_Told, str | None
 
 
 def sentence(text: str) -> str:
-    """"By the way, The boss …" → "By the way, the boss …"."""
+    """Write an article within a sentence small: "By the way, The boss …" → "By the way, the boss …"."""
     for article in ("that The ", ", The ", "Now The "):
         text = text.replace(article, article.replace("The", "the"))
     return text
@@ -284,14 +296,14 @@ def _distractors(story: _Story, wanted: Difficulty) -> list[str]:
     made: list[str] = []
     for _ in range(rng.randint(*wanted.distractors)):
         sentences = rng.choices(wording(texts, split), k=rng.randint(*wanted.sentences))
-        rumour = rng.choice(wording(RUMOURS, split)) if rng.random() < 0.5 else None  # noqa: PLR2004  half of them
+        rumour = rng.choice(wording(RUMOURS, split)) if rng.random() < _WITH_RUMOUR else None
         said = [*sentences, rumour] if rumour else sentences
         made.append(
             " ".join(
                 one.format(
-                    t=draw_names(rng, "town", split, 1)[0],
-                    c=draw_names(rng, "firm", split, 1)[0],
-                    f=rng.choice(FOODS),
+                    t=draw_value(rng, "town", split),
+                    c=draw_value(rng, "firm", split),
+                    f=_untold_food(story),
                     p=rng.choice(about),
                 )
                 for one in said
@@ -300,14 +312,20 @@ def _distractors(story: _Story, wanted: Difficulty) -> list[str]:
     return made
 
 
+def _untold_food(story: _Story) -> str:
+    """What nobody in the story likes: a rumour that happened to be true would tell a fact."""
+    drawn = story.rng.choice(FOODS)
+    return next((food for food in (drawn, *FOODS) if food not in story.values), drawn)
+
+
 def _background(story: _Story, wanted: Difficulty) -> list[str]:
     rng = story.rng
     made: list[str] = []
     for _ in range(rng.randint(*wanted.background)):
         relation = rng.choice(list(RELATIONS.values()))
-        if relation.about == "firm" or not story.people or relation.value == "person":
+        if relation.about == "firm" or relation.value == "person":
             relation = RELATIONS["likes"]
-        if not story.people:
+        if not story.names["person"]:
             break
-        made.append(relation.state(story.people.pop(), draw_value(rng, relation.value, story.split)))
+        made.append(relation.state(story.name("person"), draw_value(rng, relation.value, story.split)))
     return made
