@@ -175,7 +175,8 @@ def drill(rng: random.Random, *, system: str, split: Split = "train", skill: Ski
 def _add(scene: _Scene) -> None:
     fact = scene.fact()
     scene.told(OPENINGS, fact.text)
-    scene.hits(None, scene.rng.randint(1, 2), like=fact)
+    if count := scene.rng.randint(0, 2):
+        scene.hits(None, count, like=fact)
     scene.write(Turn("new fact", (Call("Add_memory", {"content": fact.text, "memory_type": "fact"}),)))
     scene.observed(f"Stored as {scene.ids.pop()}.")
     scene.write(Turn("done", answer="ok"))

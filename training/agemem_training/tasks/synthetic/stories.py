@@ -63,7 +63,7 @@ class Difficulty:
     distractors: tuple[int, int] = (2, 3)
     sentences: tuple[int, int] = (1, 2)
     """Of a distractor, a rumour aside."""
-    background: tuple[int, int] = (3, 6)
+    background: tuple[int, int] = (0, 6)
     """Memories of others that are there already."""
 
 
