@@ -6,9 +6,8 @@ second. Their names are those of the ``train`` split and others that belong to n
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from agemem_policies.policy import ChatMessage
 from agemem_policies.protocol import Call, Turn, render
@@ -25,6 +24,8 @@ from agemem_training.tasks.synthetic.names import draw_names, draw_practice_name
 from agemem_training.tasks.synthetic.stories import sentence
 
 if TYPE_CHECKING:
+    import random
+
     from agemem_training.tasks.synthetic.language import Relation
     from agemem_training.tasks.synthetic.names import NameKind, Split
 
@@ -152,7 +153,7 @@ def drill(rng: random.Random, *, system: str, split: Split = "train", skill: Ski
         skill: what it needs; None for any.
     """
     scene = _Scene(rng, split, system)
-    chosen = skill or rng.choices(get_args(Skill), [_WEIGHTS[one] for one in get_args(Skill)])[0]
+    chosen: Skill = skill or rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
     match chosen:
         case "add":
             for _ in range(rng.randint(1, 3)):

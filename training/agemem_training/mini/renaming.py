@@ -31,38 +31,49 @@ class Renamer:
 
     @cached_property
     def ids(self) -> dict[str, int]:
+        """Every word's token."""
         return dict(self.tokenizer.get_vocab())
 
     @cached_property
     def heads(self) -> dict[int, tuple[NameKind, str]]:
+        """Of heads of names: what they are heads of."""
         return {self.ids[head]: (kind, head) for kind, (heads, _) in PARTS.items() for head in heads}
 
     @cached_property
     def tails(self) -> dict[int, str]:
+        """Of tails."""
         return {self.ids[f"##{tail}"]: tail for _, all_tails in PARTS.values() for tail in all_tails}
 
     @cached_property
     def pairs(self) -> dict[int, int]:
+        """Of pairs of digits, and their numbers."""
         return {self.ids[f"{number:02d}"]: number for number in range(100)}
 
     @cached_property
     def second_pairs(self) -> frozenset[int]:
+        """Of pairs of digits that go on with a number."""
         return frozenset(self.ids[f"##{number:02d}"] for number in range(100))
 
     @cached_property
     def memory_ids(self) -> dict[int, int]:
-        return {number: int(name[4:]) for name, number in self.ids.items() if name.startswith("mem_")}
+        """Of memory ids, and their numbers."""
+        return {
+            number: int(name[4:]) for name, number in self.ids.items() if name.startswith("mem_") and name[4:].isdigit()
+        }
 
     @cached_property
     def years(self) -> frozenset[int]:
+        """Of the years before a memory."""
         return frozenset(number for name, number in self.ids.items() if name.endswith("-") and len(name) == 5)  # noqa: PLR2004  "2026-"
 
     @cached_property
     def foods(self) -> tuple[int, ...]:
+        """Of foods."""
         return tuple(self.ids[food] for food in FOODS)
 
     @cached_property
     def months(self) -> tuple[int, ...]:
+        """Of months."""
         return tuple(self.ids[month] for month in MONTHS)
 
     def renamed(self, ids: Sequence[int], rng: random.Random) -> list[int]:
@@ -94,9 +105,7 @@ class _Cast:
 
     def __post_init__(self) -> None:
         known, rng = self.renamer, self.rng
-        self._stock = {
-            kind: rng.sample(heads, k=len(heads)) for kind, (heads, _) in PARTS.items()
-        }
+        self._stock = {kind: rng.sample(heads, k=len(heads)) for kind, (heads, _) in PARTS.items()}
         self._one = dict(zip(known.foods, rng.sample(known.foods, len(FOODS)), strict=True))
         self._one |= dict(zip(known.months, rng.sample(known.months, len(MONTHS)), strict=True))
         highest = max((known.memory_ids[one] for one in self.ids if one in known.memory_ids), default=0)

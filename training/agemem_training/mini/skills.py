@@ -6,6 +6,7 @@ Measured are greedy turns in drills about names that were never trained on, in w
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def measure_skills(
     exchanges = [one for _ in range(drills) for one in drill(rng, system=system, split=split)]
     wanted = [(exchange, list(_skills_of(parse(exchange.turn)))) for exchange in exchanges]
     wanted = [(exchange, skills) for exchange, skills in wanted if skills]
-    right, tried = dict.fromkeys(SKILLS, 0), dict.fromkeys(SKILLS, 0)
+    right, tried = Counter[str](), Counter[str]()
     for start in range(0, len(wanted), _BATCH):
         part = wanted[start : start + _BATCH]
         sampler.forget()

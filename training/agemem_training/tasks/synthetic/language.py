@@ -58,7 +58,9 @@ def _relation(  # noqa: PLR0913, PLR0917  a row of the table below
 
 def _asked(direct: str, indirect: str) -> dict[str, tuple[str, ...]]:
     """The forms of a question by split: "Where does … live?", and "where … lives" after many openings."""
-    return {split: tuple(one.format(direct=direct, indirect=indirect) for one in forms) for split, forms in ASKED.items()}
+    return {
+        split: tuple(one.format(direct=direct, indirect=indirect) for one in forms) for split, forms in ASKED.items()
+    }
 
 
 ASKED: dict[str, tuple[str, ...]] = {
