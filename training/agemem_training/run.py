@@ -141,8 +141,8 @@ class TrainingRun:
         """What a person who ended the run at once can do next."""
         if self._phase == "start":
             return (
-                "Ended before reinforcement learning began; a warm start is not saved half done. If {self.folder.path} "
-                f"is there, --resume {self.folder.path} begins anew with what is missing."
+                "Ended before reinforcement learning began; a warm start is not saved half done. If there is a folder "
+                f"{self.folder.path}, --resume {self.folder.path} begins anew with what is missing."
             )
         if self._phase == "end":
             return (
