@@ -6,9 +6,11 @@
     OUT/metrics.jsonl                every iteration and evaluation
     OUT/start/                       the policy before reinforcement learning, which is the reference as well
     OUT/checkpoints/iteration-00010/ weights, optimizer and state; the newest two are kept
+    OUT/best/                        the weights of the best evaluation, where ``grpo.patience`` is set
     OUT/…                            at the end the policy itself (config.json, model.safetensors, tokenizer), reports
 
-A checkpoint is written beside its place and then renamed, so that a full disk or a kill leaves the one before it.
+Whatever is loaded again is written beside its place and then renamed, so that a full disk or a kill leaves what was
+there before.
 """
 
 # torch is an extra: where it is installed its types are checked, elsewhere the rest still is
@@ -18,22 +20,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agemem_mcp.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
 _KEPT = 2
 _STATE, _WEIGHTS, _OPTIMIZER = "state.json", "weights.safetensors", "optimizer.pt"
+CONFIG = "config.toml"
 
 
 @dataclass(slots=True)
@@ -49,8 +54,20 @@ class RunState:
     best_iteration: int = 0
     worse: int = 0
     """Evaluations since then."""
+    evaluated: int = 0
+    """The iteration after which it was last evaluated."""
     seconds: float = 0.0
     """That it ran, over all its parts."""
+
+    def note(self, success: float) -> bool:
+        """Take note of an evaluation; tells whether it is the best so far."""
+        self.evaluated = self.iteration
+        better = self.best is None or success > self.best
+        if better:
+            self.best, self.best_iteration, self.worse = success, self.iteration, 0
+        else:
+            self.worse += 1
+        return better
 
 
 class RunFolder:
@@ -65,19 +82,35 @@ class RunFolder:
         """The policy before reinforcement learning."""
         return self.path / "start"
 
-    def make(self) -> None:
-        """Make the folder.
+    @property
+    def best(self) -> Path:
+        """The weights of the best evaluation."""
+        return self.path / "best"
+
+    def make(self, config: str) -> None:
+        """Make the folder, with the run's configuration in it.
 
         Raises:
             ConfigurationError: it cannot be made, or there is a run in it already.
         """
+        self.check_new()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / CONFIG).write_text(config, encoding="utf-8")
         except OSError as error:
             msg = f"The folder {self.path} cannot be made ({error}). Name another one with --out."
             raise ConfigurationError(msg) from error
-        if (self.path / "config.toml").exists():
-            msg = f"There is a run in {self.path} already. Go on with it by --resume {self.path}, or name another --out."
+
+    def check_new(self) -> None:
+        """Refuse a folder that a run is in.
+
+        Raises:
+            ConfigurationError: there is one.
+        """
+        if (self.path / CONFIG).exists():
+            msg = (
+                f"There is a run in {self.path} already. Go on with it by --resume {self.path}, or name another --out."
+            )
             raise ConfigurationError(msg)
 
     def save(self, state: RunState, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> Path:
@@ -87,24 +120,30 @@ class RunFolder:
             ConfigurationError: it cannot be written; the text says so.
         """
         folder = self.path / "checkpoints" / f"iteration-{state.iteration:05d}"
-        unfinished = folder.with_name(f".{folder.name}")
         try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            save_file({name: one.detach().cpu().contiguous() for name, one in weights.items()}, unfinished / _WEIGHTS)
-            torch.save(dict(optimizer), unfinished / _OPTIMIZER)
-            (unfinished / _STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-        except (OSError, RuntimeError) as error:  # torch has a class of its own for a full disk: RuntimeError
-            shutil.rmtree(unfinished, ignore_errors=True)
-            last = self.newest()
-            kept = "there is none yet" if last is None else f"{last.name} is whole"
-            msg = f"The checkpoint {folder} cannot be written ({error}); of those before it {kept}. Make room and resume."
+            with replaced(folder) as unfinished:
+                _save_weights(weights, unfinished / _WEIGHTS)
+                torch.save(dict(optimizer), unfinished / _OPTIMIZER)
+                (unfinished / _STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+        except _NOT_WRITTEN as error:
+            msg = f"The checkpoint {folder} cannot be written ({error}). {self.what_is_kept()} Make room first."
             raise ConfigurationError(msg) from error
         for old in self.checkpoints()[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return folder
+
+    def save_best(self, weights: Mapping[str, Tensor]) -> None:
+        """Write the weights of the best evaluation so far.
+
+        Raises:
+            ConfigurationError: they cannot be written; those before them are whole.
+        """
+        try:
+            with replaced(self.best) as unfinished:
+                _save_weights(weights, unfinished / _WEIGHTS)
+        except _NOT_WRITTEN as error:
+            msg = f"The weights {self.best} cannot be written ({error}). {self.what_is_kept()} Make room first."
+            raise ConfigurationError(msg) from error
 
     def checkpoints(self) -> list[Path]:
         """Those that are whole, oldest first."""
@@ -114,6 +153,31 @@ class RunFolder:
         """The newest checkpoint."""
         found = self.checkpoints()
         return found[-1] if found else None
+
+    def what_is_kept(self) -> str:
+        """Tells people what a run that failed can go on from."""
+        last = self.newest()
+        if last is None:
+            return f"No iteration was saved; --resume {self.path} starts reinforcement learning anew."
+        return f"The last good checkpoint is {last.name}: go on from it by --resume {self.path}."
+
+
+@contextmanager
+def replaced(folder: Path) -> Generator[Path]:
+    """A folder to write to that takes the place of another one once all is written."""
+    unfinished, old = folder.with_name(f".{folder.name}"), folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    unfinished.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint_state(folder: Path) -> tuple[RunState, dict[str, Tensor], dict[str, Any]]:
@@ -130,3 +194,24 @@ def load_checkpoint_state(folder: Path) -> tuple[RunState, dict[str, Tensor], di
         msg = f"The checkpoint {folder} cannot be read ({error}). Delete it to resume from the one before."
         raise ConfigurationError(msg) from error
     return state, weights, optimizer
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of the best evaluation.
+
+    Raises:
+        ConfigurationError: the file is missing or damaged.
+    """
+    try:
+        return load_file(folder / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        msg = f"The weights in {folder} cannot be read ({error})."
+        raise ConfigurationError(msg) from error
+
+
+_NOT_WRITTEN = (OSError, RuntimeError, SafetensorError)
+"""Of a full disk each library has a class of its own; torch's is RuntimeError."""
+
+
+def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: one.detach().cpu().contiguous() for name, one in weights.items()}, path)

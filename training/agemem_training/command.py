@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
+import importlib
+import os
+import shlex
 import sys
 import time
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic_core import from_json as json_of
 
-from agemem_mcp.cli.output import Json
+from agemem_mcp.cli.output import Json, print_json
 from agemem_mcp.errors import ConfigurationError, InvalidOperation
 from agemem_mcp.process import resume_garbage_collection, start_logging
 from agemem_mcp.settings import load_settings
-from agemem_training.config import RunConfig, as_toml, load_config, load_preset, preset_names
+from agemem_training.config import SHIPPED, RunConfig, as_toml, changed, load_config, load_preset, preset_names
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from agemem_training.run import Wishes
     from agemem_training.tasks.recorded import Survey
+
+_FOR_MODELS = "qwen2.5-7b-hotpotqa"
+"""The preset of --model."""
+_INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -25,7 +37,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def train(
     preset: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(preset_names())}; default mini.", show_default=False)
+        str | None,
+        typer.Option(
+            help=f"One of {', '.join(preset_names())}; default mini, with --model another.", show_default=False
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A configuration of your own (TOML) instead.", show_default=False)
@@ -42,9 +57,7 @@ def train(
         typer.Option(help="hotpotqa:PATH, recorded:DIR or synthetic:LEVEL; repeatable.", show_default=False),
     ] = None,
     iterations: Annotated[int | None, typer.Option(min=0, help="Of GRPO.", show_default=False)] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this folder.", show_default=False)
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.", show_default=False)] = None,
     evaluate: Annotated[
         Path | None, typer.Option(help="Only measure this checkpoint, on fresh held-out tasks.", show_default=False)
     ] = None,
@@ -61,45 +74,85 @@ def train(
 ) -> None:
     """Train a policy that manages memory, and measure it on tasks it has not seen."""
     start_logging(load_settings().log_level)
-    _need_torch()
+    _check_combination(out=out, resume=resume, evaluate=evaluate)
     if evaluate is not None:
         chosen = _of_checkpoint(evaluate, preset, config)
-    elif resume is not None:
-        chosen = load_config(resume / "config.toml") if preset is None and config is None else _chosen(preset, config)
+    elif resume is not None and preset is None and config is None:
+        chosen = _of_run(resume)
     else:
-        chosen = _chosen(preset, config)
-    chosen = _changed(chosen, seed=seed, model=model, tasks=tasks, iterations=iterations)
+        chosen = _chosen(preset, config, model)
+    chosen = _with_options(chosen, seed=seed, model=model, tasks=tasks, iterations=iterations)
+    _need_torch()
     resume_garbage_collection()
     show = _shower(yes=yes)
     if dry_run:
-        from agemem_training.estimate import estimate  # noqa: PLC0415  loads torch
+        _show_plan(chosen, as_json=json)
+    elif evaluate is not None:
+        from agemem_training.measuring import Measuring, measure  # noqa: PLC0415  loads torch
 
-        typer.echo(as_toml(chosen), nl=False)
-        typer.echo(estimate(chosen))
+        with _telling_interruption():
+            measure(chosen, evaluate, Measuring(episodes, not sampled, json), show=show)
+    else:
+        from agemem_training.run import Wishes  # noqa: PLC0415  as above
+
+        folder = resume or out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+        command = shlex.join(["agemem-mcp", *sys.argv[1:]])
+        _train(chosen, Wishes(folder, command, resume=resume is not None, force=force), show, as_json=json)
+
+
+def _check_combination(*, out: Path | None, resume: Path | None, evaluate: Path | None) -> None:
+    if resume is not None and (out is not None or evaluate is not None):
+        msg = "--resume goes on in its own folder: give it without --out and --evaluate."
+        raise InvalidOperation(msg)
+    if evaluate is not None and out is not None:
+        msg = "--evaluate writes no folder: give it without --out."
+        raise InvalidOperation(msg)
+
+
+def _train(config: RunConfig, wishes: Wishes, show: Callable[[Survey], None], *, as_json: bool) -> None:
+    from agemem_training.progress import Progress  # noqa: PLC0415  a run alone has progress
+    from agemem_training.run import train as run  # noqa: PLC0415  loads torch
+
+    first = os.environ.get("RANK", "0") == "0"  # as accelerate launch and torchrun set it
+    with _telling_interruption(), Progress(silent=not first) as progress:
+        folder = run(config, wishes, progress, show)
+        progress.note(f"the policy and its report are in {folder}; talk with it: agemem-mcp chat --policy hf:{folder}")
+    if as_json and first:
+        report = json_of((folder / "report.json").read_bytes())
+        print_json({"folder": str(folder), "gates": report["gates"], "before_after": report["before_after"]})
+
+
+@contextmanager
+def _telling_interruption() -> Generator[None]:
+    """Ctrl-C ends a command with the status that shells know it by."""
+    from agemem_training.stopping import Interrupted  # noqa: PLC0415  loads torch
+
+    try:
+        yield
+    except Interrupted as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(_INTERRUPTED) from error
+
+
+def _show_plan(config: RunConfig, *, as_json: bool) -> None:
+    from agemem_training.estimate import Estimate, estimate  # noqa: PLC0415  loads torch
+
+    expected = estimate(config)
+    if as_json:
+        told = asdict(expected) if isinstance(expected, Estimate) else {"unknown": expected}
+        print_json({"config": config.model_dump(mode="json"), "estimate": told})
         return
-    if evaluate is not None:
-        from agemem_training.measuring import measure  # noqa: PLC0415  loads torch
-
-        asyncio.run(measure(chosen, evaluate, episodes=episodes, greedy=not sampled, as_json=json, show=show))
-        return
-    _train(chosen, resume or out or Path("runs") / time.strftime("%Y%m%d-%H%M%S"), resume is not None, force, show)
-
-
-def _train(config: RunConfig, out: Path, resume: bool, force: bool, show: Any) -> None:  # noqa: ANN401, FBT001  a callable; from the command line
-    from agemem_training.progress import Progress  # noqa: PLC0415  as below
-    from agemem_training.run import TrainingRun, Wishes  # noqa: PLC0415  loads torch
-
-    with Progress() as progress:
-        wishes = Wishes(out, " ".join(["agemem-mcp", *sys.argv[1:]]), resume=resume, force=force)
-        asyncio.run(TrainingRun(config, wishes, progress, show).run())
-        progress.note(f"the policy and its report are in {out}; talk with it: agemem-mcp chat --policy hf:{out}")
+    typer.echo(as_toml(config))
+    known = isinstance(expected, Estimate)
+    typer.echo(expected if known else f"# parameters and memory: unknown, for the model is not at hand ({expected})")
+    grpo = config.grpo
+    typer.echo(f"# {grpo.iterations} iterations, each of {grpo.tasks} tasks with {grpo.trajectories} trajectories")
 
 
 def _need_torch() -> None:
     try:
-        import accelerate  # noqa: F401, PLC0415  only whether it is there
-        import torch  # noqa: F401, PLC0415  as above
-        import transformers  # noqa: F401, PLC0415  as above
+        for name in ("torch", "transformers", "accelerate"):
+            importlib.import_module(name)
     except ImportError as error:
         msg = (
             f"Training needs torch, transformers and accelerate ({error}). Install torch for your machine, then "
@@ -108,36 +161,50 @@ def _need_torch() -> None:
         raise ConfigurationError(msg) from error
 
 
-def _chosen(preset: str | None, config: Path | None) -> RunConfig:
+def _chosen(preset: str | None, config: Path | None, model: str | None) -> RunConfig:
     if preset is not None and config is not None:
         msg = "Give --preset or --config, not both: a configuration is complete by itself."
         raise InvalidOperation(msg)
-    return load_config(config) if config is not None else load_preset(preset or "mini")
+    if config is not None:
+        return load_config(config)
+    # A model that others trained wants other surroundings than one of a million parameters.
+    return load_preset(preset or ("mini" if model in {None, SHIPPED} else _FOR_MODELS))
 
 
-def _of_checkpoint(folder: Path, preset: str | None, config: Path | None) -> RunConfig:
+def _of_run(folder: Path) -> RunConfig:
+    if not (folder / "config.toml").is_file():
+        msg = f"There is no run in {folder}: it has no config.toml. Begin one with --out {folder}."
+        raise ConfigurationError(msg)
+    return load_config(folder / "config.toml")
+
+
+def _of_checkpoint(checkpoint: Path, preset: str | None, config: Path | None) -> RunConfig:
     """How a checkpoint is measured: as its own run says, unless something else is asked for."""
-    own = folder / "config.toml"
-    if preset is None and config is None and own.is_file():
-        return load_config(own)
-    return _chosen(preset, config)
+    if not checkpoint.is_dir():
+        msg = f"There is no checkpoint {checkpoint}: --evaluate takes the folder of one."
+        raise ConfigurationError(msg)
+    if preset is None and config is None:
+        for folder in (checkpoint, checkpoint.resolve().parent):  # OUT itself, or OUT/start
+            if (folder / "config.toml").is_file():
+                return load_config(folder / "config.toml")
+    return _chosen(preset, config, None)
 
 
-def _changed(
+def _with_options(
     config: RunConfig, *, seed: int | None, model: str | None, tasks: list[str] | None, iterations: int | None
 ) -> RunConfig:
-    changes: dict[str, Any] = {} if seed is None else {"seed": seed}
+    tables: dict[str, dict[str, Any]] = {"run": {}} if seed is None else {"run": {"seed": seed}}
     if model is not None:
-        changes["model"] = config.model.model_copy(update={"path": model})
-        changes["warm_start"] = None
+        tables["run"]["warm_start"] = None
+        tables["model"] = {"path": model}
     if tasks:
-        changes["tasks"] = config.tasks.model_copy(update={"sources": tuple(tasks), "weights": None})
+        tables["tasks"] = {"sources": tuple(tasks), "weights": None}
     if iterations is not None:
-        changes["grpo"] = config.grpo.model_copy(update={"iterations": iterations})
-    return RunConfig.model_validate(config.model_copy(update=changes).model_dump())
+        tables["grpo"] = {"iterations": iterations}
+    return changed(config, **tables)
 
 
-def _shower(*, yes: bool) -> Any:  # noqa: ANN401  a callable
+def _shower(*, yes: bool) -> Callable[[Survey], None]:
     def show(survey: Survey) -> None:
         """Show what is taken of what people stored, and ask."""
         typer.echo(str(survey), err=True)

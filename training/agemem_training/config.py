@@ -8,16 +8,20 @@ from __future__ import annotations
 import json
 import tomllib
 from importlib import resources
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from agemem_mcp.errors import ConfigurationError
 from agemem_policies.baselines import KITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
+
+
+SHIPPED = "warm-start"
+"""``model.path`` that stands for the mini policy after its warm start, as it comes with this package."""
 
 
 class _Frozen(BaseModel):
@@ -28,16 +32,29 @@ class ModelConfig(_Frozen):
     """The policy that is trained."""
 
     path: str | None = Field(
-        default=None, description="Folder of a checkpoint, or a model's name at the hub; none: a small one from scratch."
+        default=None,
+        description="Folder of a checkpoint, or a model's name at the hub; none: a small one from scratch.",
     )
     hidden_size: int = Field(default=160, ge=8, description="From scratch: width.")
     layers: int = Field(default=3, ge=1, description="From scratch: depth.")
     heads: int = Field(default=5, ge=1, description="From scratch: attention heads.")
-    lora_rank: int | None = Field(default=None, ge=1, description="Train a LoRA adapter of this rank; none: all weights.")
+    lora_rank: int | None = Field(
+        default=None, ge=1, description="Train a LoRA adapter of this rank; none: all weights."
+    )
     lora_alpha: int = Field(default=32, ge=1)
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Of the arithmetic. What is trained is kept in float32: bfloat16 knows no steps so small.",
+    )
     gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.hidden_size % self.heads:
+            msg = f"hidden_size {self.hidden_size} is no multiple of heads {self.heads}"
+            raise ValueError(msg)
+        return self
 
 
 class TasksConfig(_Frozen):
@@ -49,6 +66,19 @@ class TasksConfig(_Frozen):
         description="`synthetic:LEVEL`, `hotpotqa:PATH` or `recorded:DIR`.",
     )
     weights: tuple[float, ...] | None = Field(default=None, description="How often each is drawn from; none: alike.")
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if len(set(self.sources)) < len(self.sources):
+            msg = "a source is named twice; give it a weight instead"
+            raise ValueError(msg)
+        if self.weights is not None and len(self.weights) != len(self.sources):
+            msg = f"{len(self.weights)} weights for {len(self.sources)} sources"
+            raise ValueError(msg)
+        if self.weights is not None and (min(self.weights) < 0 or not 0 < sum(self.weights) < float("inf")):
+            msg = "weights are 0 or more, and one of them is more"
+            raise ValueError(msg)
+        return self
 
 
 class EnvironmentConfig(_Frozen):
@@ -66,7 +96,9 @@ class EnvironmentConfig(_Frozen):
     frame_tokens: int = Field(default=16, ge=0, description="Of the chat template, counted for each message.")
     system: str | None = Field(default=None, description="A system prompt instead of the agent's.")
     own_summaries: bool = True
-    url: str | None = Field(default=None, description="A running server instead of one in this process.")
+    embedding: str | None = Field(
+        default=None, description="The server's embedding model, or `none`; none: its default."
+    )
 
     @field_validator("kit")
     @classmethod
@@ -84,6 +116,13 @@ class RewardConfig(_Frozen):
     judge_url: str | None = Field(default=None, description="An OpenAI-compatible endpoint that grades answers.")
     judge_model: str | None = None
 
+    @model_validator(mode="after")
+    def _judge(self) -> Self:
+        if (self.judge_url is None) != (self.judge_model is None):
+            msg = "judge_url and judge_model are given together"
+            raise ValueError(msg)
+        return self
+
 
 class WarmStartConfig(_Frozen):
     """Supervised training on demonstrations, before reinforcement learning."""
@@ -99,6 +138,7 @@ class WarmStartConfig(_Frozen):
     muon_learning_rate: float = Field(default=2e-2, gt=0, description="Of the weight matrices.")
     observation_weight: float = Field(default=0.1, ge=0, description="Of what the policy is shown, beside 1.")
     gate: float = Field(default=0.9, ge=0, le=1, description="What each copying skill must reach.")
+    skill_drills: int = Field(default=600, ge=1, description="Drills that the skills are measured by.")
 
 
 class GrpoConfig(_Frozen):
@@ -118,7 +158,12 @@ class GrpoConfig(_Frozen):
     turn_tokens: int = Field(default=2048, ge=1, description="Of one turn, at most.")
     micro_batch_tokens: int = Field(default=8192, ge=64)
     resample: int = Field(default=0, ge=0, description="Times that a group without variance is drawn anew.")
-    patience: int | None = Field(default=None, ge=1, description="Evaluations without a better one, then it stops.")
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="Evaluations without a better one, then it stops. The run then ends with the weights of its best "
+        "evaluation; without patience with its last ones.",
+    )
 
 
 class EvaluationConfig(_Frozen):
@@ -185,15 +230,37 @@ def _read(text: str, where: str, defaults: Mapping[str, Any]) -> RunConfig:
         msg = f"{where} is no TOML: {error}."
         raise ConfigurationError(msg) from error
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        msg = f"{where} cannot be used: {wrong}."
-        raise ConfigurationError(msg) from error
+        raise _refused(error, where) from error
+
+
+def _refused(error: ValidationError, where: str) -> ConfigurationError:
+    wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return ConfigurationError(f"{where} cannot be used: {wrong}.")
+
+
+def changed(config: RunConfig, **tables: Mapping[str, Any]) -> RunConfig:
+    """The configuration with other values, checked as a file's are.
+
+    Args:
+        config: stays as it is.
+        tables: what is changed in each table; the table ``run`` is the top level.
+
+    Raises:
+        ConfigurationError: the values cannot be; the text names each field.
+    """
+    data = config.model_dump()
+    for name, values in tables.items():
+        data = {**data, **values} if name == "run" else {**data, name: {**data[name], **values}}
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise _refused(error, "The configuration with these options") from error
 
 
 def as_toml(config: RunConfig) -> str:
     """The configuration as a file that :func:`load_config` reads; what is none is left out."""
     data = config.model_dump(mode="json", exclude_none=True)
-    tables = {name: value for name, value in data.items() if isinstance(value, dict)}
+    tables: dict[str, dict[str, Any]] = {name: value for name, value in data.items() if isinstance(value, dict)}
     lines = [f"{name} = {_toml(value)}" for name, value in data.items() if name not in tables]
     for name, table in tables.items():
         lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
@@ -214,5 +281,8 @@ def differences(before: RunConfig, now: RunConfig) -> list[str]:
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in data.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        if isinstance(value, dict):
+            flat |= _flat(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
     return flat

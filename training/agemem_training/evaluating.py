@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ class Place:
     rules: Rules
     world: WorldSettings
     judge: AnswerJudge | None = None
-    pay: RewardSettings = RewardSettings()
+    pay: RewardSettings = field(default_factory=RewardSettings)
 
 
 async def evaluate(  # noqa: PLR0913  what a measurement is made of

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from agemem_policies.local.checkpoint import is_out_of_memory
 from agemem_mcp.errors import ConfigurationError
+from agemem_policies.local.checkpoint import is_out_of_memory
 from agemem_training.loss import LossInputs, LossResult, LossSettings, NotFinite, action_logprobs, grpo_loss
 from agemem_training.rows import Row, packed, padded
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from accelerate import Accelerator
     from torch import Tensor
@@ -57,6 +58,9 @@ class Learner:
         self._accelerator = accelerator
         self._config = config
         self._settings = LossSettings(config.beta, config.clip, config.ratio)
+        # Dropout would make the log-probabilities those of another policy than the one that sampled. Only recomputing
+        # activations asks for the training mode.
+        self._trains = bool(getattr(model, "is_gradient_checkpointing", False))
         self._reference: Any = None
         if config.beta and not _has_adapter(model):
             self._reference = copy.deepcopy(model).eval().requires_grad_(requires_grad=False).to(accelerator.device)
@@ -64,7 +68,7 @@ class Learner:
         optimizer = torch.optim.AdamW(
             trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
         )
-        self._model, self.optimizer = accelerator.prepare(model, optimizer)
+        self._model, self.optimizer = cast("tuple[Any, Any]", accelerator.prepare(model, optimizer))
 
     @property
     def model(self) -> Any:  # noqa: ANN401  as above
@@ -82,26 +86,21 @@ class Learner:
             NotFinite: a number is NaN or infinite; no weight was changed.
             ConfigurationError: memory ran out; the text names the setting to lower.
         """
-        batches = packed(rows, max_tokens=self._config.micro_batch_tokens)
-        # Every process goes through its model equally often: else those that are done would wait for ever.
-        count = int(self._over_processes(len(batches)).max())
-        self._model.train()
         self.optimizer.zero_grad()
-        results: list[LossResult] = []
-        for number in range(max(count, 1)):
-            batch = batches[number] if number < len(batches) else [_nothing()]
-            with nullcontext() if number == count - 1 else self._accelerator.no_sync(self._model), _memory_error():
-                results.append(self._backward(batch))
-        norm = float(self._accelerator.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm))
+        self._model.train(self._trains)
+        try:
+            results = self._backward_of_all(packed(rows, max_tokens=self._config.micro_batch_tokens))
+        finally:
+            self._model.eval()
+        norm = float(self._accelerator.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm) or 0.0)
         if not math.isfinite(norm):
-            self.optimizer.zero_grad()
             msg = f"The gradient of iteration {iteration} is {norm}. Nothing was updated. Lower the learning rate."
             raise NotFinite(msg)
         rate = self._config.learning_rate * min(1.0, iteration / max(1, self._config.warmup))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
-        self._model.eval()
+        with _memory_error():
+            self.optimizer.step()
         sums = self._over_processes(
             sum(float(one.loss.detach()) for one in results),
             sum(one.kl for one in results),
@@ -112,6 +111,35 @@ class Learner:
         ratio_max = float(self._over_processes(max(one.ratio_max for one in results)).max())
         loss, kl, entropy, clip_share, tokens = sums.tolist()
         return Updated(loss, norm, rate, kl, entropy, clip_share, ratio_max, int(tokens))
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Put back weights as :meth:`trained` gave them; the reference stays.
+
+        Raises:
+            ConfigurationError: they are those of another model.
+        """
+        own = self.trained()
+        if own.keys() != weights.keys() or any(own[name].shape != one.shape for name, one in weights.items()):
+            msg = "The checkpoint's weights are those of another model: model.* or its LoRA adapter was changed."
+            raise ConfigurationError(msg)
+        with torch.no_grad():
+            for name, one in weights.items():
+                own[name].copy_(one)
+
+    def trained(self) -> dict[str, Tensor]:
+        """The weights that are trained, by name."""
+        return {name: one for name, one in self.model.named_parameters() if one.requires_grad}
+
+    def _backward_of_all(self, batches: list[list[Row]]) -> list[LossResult]:
+        # Every process goes through its model equally often: else those that are done would wait for ever.
+        count = max(1, int(self._over_processes(len(batches)).max()))
+        results: list[LossResult] = []
+        for number in range(count):
+            batch = batches[number] if number < len(batches) else [_nothing()]
+            last = number == count - 1
+            with nullcontext() if last else self._accelerator.no_sync(self._model), _memory_error():
+                results.append(self._backward(batch))
+        return results
 
     def _backward(self, rows: list[Row]) -> LossResult:
         device = self._accelerator.device
@@ -125,7 +153,7 @@ class Learner:
         asked: dict[str, Any] = {"attention_B_T": attention_B_T, "temperature": self._config.temperature}
         reference_B_T: Tensor | None = None
         if self._config.beta:
-            with torch.no_grad(), self._as_reference() as reference:
+            with torch.no_grad(), self._accelerator.autocast(), self._as_reference() as reference:
                 reference_B_T = action_logprobs(reference, ids_B_T, is_action_B_T, **asked).logprobs_B_T
         now = action_logprobs(self._model, ids_B_T, is_action_B_T, **asked)
         result = grpo_loss(
@@ -151,7 +179,7 @@ class Learner:
     def _over_processes(self, *values: float) -> Tensor:
         """The values of all processes, [P, N], in float64."""
         mine = torch.tensor([values], dtype=torch.float64, device=self._accelerator.device)
-        return self._accelerator.gather(mine)
+        return cast("Tensor", self._accelerator.gather(mine))
 
 
 def _has_adapter(model: Any) -> bool:  # noqa: ANN401  as above
@@ -182,6 +210,6 @@ def _memory_error() -> Generator[None]:
             raise
         msg = (
             "Memory ran out in an update. Lower grpo.micro_batch_tokens, or set model.gradient_checkpointing, "
-            "model.dtype = \"bfloat16\" or model.lora_rank."
+            'model.dtype = "bfloat16" or model.lora_rank.'
         )
         raise ConfigurationError(msg) from error

@@ -10,17 +10,20 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agemem_policies.local.checkpoint import first_line
 from agemem_mcp.errors import ConfigurationError
+from agemem_policies.local.checkpoint import first_line
+from agemem_training.config import SHIPPED
 
 if TYPE_CHECKING:
     from agemem_training.config import ModelConfig
 
-SHIPPED = "warm-start"
-"""``model.path`` that stands for the mini policy after its warm start, as it comes with this package."""
+_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +59,13 @@ def load_trainable(config: ModelConfig) -> Trainable:
     Raises:
         ConfigurationError: it cannot be loaded, has no chat template, or peft is missing.
     """
-    if config.path is None:
-        msg = "No model is named: give model.path, or --model."
-        raise ConfigurationError(msg)
-    named = str(shipped_warm_start()) if config.path == SHIPPED else str(Path(config.path).expanduser())
-    where = named if Path(named).is_dir() else config.path
+    where, options = located(config)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(where)
-        model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, config.dtype))
+        tokenizer: Any = AutoTokenizer.from_pretrained(where, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, config.dtype), **options)
     except Exception as error:
         msg = (
-            f"The model {config.path!r} cannot be loaded: {first_line(error)}. Name a folder that save_pretrained "
+            f"The model {config.path!r} cannot be loaded: {first_line(error)} Name a folder that save_pretrained "
             "wrote, or a model of the hub that this machine can reach."
         )
         raise ConfigurationError(msg) from error
@@ -74,6 +73,32 @@ def load_trainable(config: ModelConfig) -> Trainable:
         msg = f"The tokenizer of {config.path!r} has no chat template. Use a model that was trained to chat."
         raise ConfigurationError(msg)
     return Trainable(_prepared(model, config), tokenizer, eos_ids_of(model, tokenizer))
+
+
+def located(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Where the model is, and how transformers is to look for it.
+
+    Raises:
+        ConfigurationError: no model is named, or the shipped one is missing.
+    """
+    if config.path is None:
+        msg = "No model is named: give model.path, or --model."
+        raise ConfigurationError(msg)
+    folder = shipped_warm_start() if config.path == SHIPPED else Path(config.path).expanduser()
+    if folder.is_dir():
+        return str(folder), {"local_files_only": True, "trust_remote_code": False}
+    return config.path, {"local_files_only": not _hub_answers(), "trust_remote_code": False}
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; asked once here, where transformers would try for half a minute."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        httpx.head(constants.ENDPOINT, timeout=_PATIENCE_S)
+    except httpx.HTTPError:
+        return False
+    return True
 
 
 def eos_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:  # noqa: ANN401  transformers' classes have no common type
@@ -103,19 +128,28 @@ def _prepared(model: Any, config: ModelConfig) -> Any:  # noqa: ANN401  as above
         target_modules=list(config.lora_targets),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, adapter)
+    try:
+        return get_peft_model(model, adapter)
+    except ValueError as error:  # it has none of the layers
+        msg = f"{config.path!r} takes no LoRA adapter: {first_line(error)} Check model.lora_targets."
+        raise ConfigurationError(msg) from error
 
 
 def save_merged(model: Any, tokenizer: Any, folder: Path) -> None:  # noqa: ANN401  as above
-    """Save a checkpoint that transformers and vLLM load, an adapter merged into it.
+    """Save a checkpoint that transformers and vLLM load.
+
+    Args:
+        model: an adapter is merged into it, and it is of no further use for training.
+        tokenizer: of the model.
+        folder: is made, and what is of the same name in it replaced.
 
     Raises:
-        OSError: it cannot be written.
+        ConfigurationError: it cannot be written.
     """
-    whole = model
-    if hasattr(model, "merge_and_unload"):
-        import copy  # noqa: PLC0415  an adapter alone needs it: training may go on with it
-
-        whole = copy.deepcopy(model).merge_and_unload()
-    whole.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    try:
+        whole.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        msg = f"The policy cannot be written to {folder} ({error}). Make room first."
+        raise ConfigurationError(msg) from error

@@ -169,7 +169,7 @@ def _check(values_N: Tensor, inputs: LossInputs, what: str) -> None:
     row, token = (int(one) for one in (inputs.weights_B_T > 0).nonzero()[bad])
     source = inputs.sources[row] if inputs.sources else f"row {row}"
     msg = (
-        f"In step {int(inputs.steps_B_T[row, token])} of {source}, {what} of token {token} is {float(values_N[bad])}. "
+        f"In step {int(inputs.steps_B_T[row, token])} of {source}, {what} of token {token} is {float(values_N[bad].detach())}. "
         "Nothing was updated. Lower the learning rate, or train in float32 or bfloat16."
     )
     raise NotFinite(msg)

@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import typer
+from transformers.utils import logging as transformers_logging
 
+from agemem_mcp.cli.output import print_json
 from agemem_training.evaluating import Place, Policy, evaluate
 from agemem_training.loading import load_trainable
 from agemem_training.reporting.intervals import wilson
 from agemem_training.rewards import RewardSettings
 from agemem_training.settings_of import judge_of, rules_of, world_of
+from agemem_training.stopping import Interrupted, single_errors
 from agemem_training.tasks.choosing import open_source, parse_source
 
 if TYPE_CHECKING:
@@ -27,46 +31,60 @@ if TYPE_CHECKING:
     from agemem_training.tasks.recorded import Survey
 
 
-async def measure(  # noqa: PLR0913  one per option
-    config: RunConfig,
-    checkpoint: Path,
-    *,
-    episodes: int,
-    greedy: bool,
-    as_json: bool,
-    show: Callable[[Survey], None],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """How a checkpoint is measured."""
+
+    episodes: int = 200
+    """Of each source."""
+    greedy: bool = True
+    """Take the most probable token; else sample."""
+    as_json: bool = False
+
+
+def measure(config: RunConfig, checkpoint: Path, wanted: Measuring, *, show: Callable[[Survey], None]) -> None:
     """Measure a checkpoint and tell the figures.
 
     Args:
         config: how it was trained: sources, server, rules, reward; its seed draws the tasks.
         checkpoint: a folder.
-        episodes: of each source.
-        greedy: take the most probable token.
-        as_json: tell them as JSON.
-        show: shown what is taken of recorded tasks.
+        wanted: how.
+        show: shown what is taken of recorded tasks; raises to refuse.
 
     Raises:
+        Interrupted: a person ended it.
         AgeMemError: it cannot be loaded, or the tasks cannot.
     """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    plain = config.model.model_copy(update={"path": str(checkpoint), "lora_rank": None})
-    trainable = load_trainable(plain)
+    try:
+        with single_errors():
+            asyncio.run(_measure(config, checkpoint, wanted, show))
+    except KeyboardInterrupt:
+        msg = "Ended; nothing was changed."
+        raise Interrupted(msg) from None
+
+
+async def _measure(config: RunConfig, checkpoint: Path, wanted: Measuring, show: Callable[[Survey], None]) -> None:
+    sources = {text: await open_source(parse_source(text), show=show) for text in config.tasks.sources}
+    trainable = load_trainable(config.model.model_copy(update={"path": str(checkpoint), "lora_rank": None}))
+    if torch.cuda.is_available():
+        trainable.model.to("cuda")
     policy = Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, config.grpo.turn_tokens)
     pay = RewardSettings(variant=config.reward.variant)
     place = Place(rules_of(config), world_of(config, checkpoint), judge_of(config), pay)
     told: list[dict[str, Any]] = []
-    for text in config.tasks.sources:
-        source = await open_source(parse_source(text), show=show)
+    for text, source in sources.items():
         figures = await evaluate(
-            policy, source, place, split="test", seed=config.seed, episodes=episodes, greedy=greedy
+            policy, source, place, split="test", seed=config.seed, episodes=wanted.episodes, greedy=wanted.greedy
         )
-        told.append(_summary(text, figures, config.seed, greedy=greedy))
-        if not as_json:
+        told.append(_summary(text, figures, config.seed, greedy=wanted.greedy))
+        if not wanted.as_json:
             typer.echo(_line(told[-1]))
-    if as_json:
-        typer.echo(json.dumps(told, indent=2))
+    if wanted.as_json:
+        print_json(told)
 
 
 def _summary(source: str, figures: EpisodeFigures, seed: int, *, greedy: bool) -> dict[str, Any]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bar,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,7 +35,9 @@ _SMOOTH = 0.9
 class Progress:
     """Shows a run."""
 
-    console: Console = field(default_factory=lambda: Console(stderr=True))
+    console: Console = field(default_factory=lambda: Console(stderr=True, soft_wrap=True))
+    silent: bool = False
+    """Of several processes, all but one say nothing."""
     _bar: Bar = field(init=False)
     _task: TaskID | None = None
     _phase: str = ""
@@ -37,12 +47,12 @@ class Progress:
     def __post_init__(self) -> None:
         """Nothing is shown yet."""
         columns = (
-            TextColumn("{task.description:<8}"), BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description:<8}"), BarColumn(bar_width=24), TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TimeRemainingColumn(),
         )  # fmt: skip
-        self._bar = Bar(*columns, console=self.console, disable=not self.console.is_terminal)
+        self._bar = Bar(*columns, console=self.console, disable=self.silent or not self.console.is_terminal)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         """Show the bar."""
         self._bar.start()
         return self
@@ -55,6 +65,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Say that something begins, or was done."""
+        if self.silent:
+            return
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         self._bar.console.print(f"[{minutes:02d}:{seconds:02d}] {text}", markup=False, highlight=False)
 

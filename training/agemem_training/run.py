@@ -5,52 +5,52 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
-import signal
+import shutil
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from transformers.utils.logging import disable_progress_bar
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
+from transformers.utils import logging as transformers_logging
 
-from agemem_mcp.errors import AgeMemError, ConfigurationError
+from agemem_mcp.errors import ConfigurationError
 from agemem_policies.manner import Manner
-from agemem_training.checkpoints import RunFolder, RunState, load_checkpoint_state
-from agemem_training.config import as_toml, differences, load_config
-from agemem_training.evaluating import Place, Policy, evaluate
+from agemem_training.checkpoints import CONFIG, RunFolder, RunState, load_checkpoint_state, load_weights, replaced
+from agemem_training.config import SHIPPED, as_toml, differences, load_config
+from agemem_training.held_out import HeldOut
+from agemem_training.journal import Journal, Part
 from agemem_training.learner import Learner
 from agemem_training.loading import Trainable, load_trainable, save_merged
-from agemem_training.reporting.metrics import Cost, Evaluation, Iteration, MetricsFile, Rollouts, Update
+from agemem_training.loss import NotFinite
+from agemem_training.reporting.metrics import MetricsFile
 from agemem_training.reporting.model_card import write_model_card
 from agemem_training.reporting.report import write_report
 from agemem_training.reporting.results import AFTER, BEFORE, DURING, Results, Run, installed_versions
-from agemem_training.reporting.figures import evaluate_figures
-from agemem_training.rewards import RewardSettings
 from agemem_training.settings_of import judge_of, rules_of, world_of
-from agemem_training.starting import WarmStart, read_gates
+from agemem_training.starting import SKILLS_FILE, WarmStart, read_gates
+from agemem_training.stopping import Interrupted, interrupts, single_errors
 from agemem_training.tasks.choosing import open_source, parse_source
-from agemem_training.trainer import Draws, Iterated, Setting, Trainer
+from agemem_training.trainer import Draws, Setting, Share, Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-    from pathlib import Path
-    from types import FrameType
+    from collections.abc import Callable
 
     from agemem_training.config import RunConfig
     from agemem_training.progress import Progress
     from agemem_training.tasks.recorded import Survey
     from agemem_training.tasks.source import Split, TaskSource
+    from agemem_training.trainer import Iterated
 
-_LEVEL = ":"
-
-
-class Interrupted(AgeMemError):  # noqa: N818  the tree's names follow the HTTP vocabulary
-    """A person ended the run; what was learnt is saved, and the text says how to go on."""
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_LONGEST_WAIT = timedelta(days=1)
+"""Of one process for another: the first one makes the warm start and the evaluations alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,31 @@ class Wishes:
     """Go on although a skill is missing, or a configuration differs."""
 
 
+def train(config: RunConfig, wishes: Wishes, progress: Progress, show: Callable[[Survey], None]) -> Path:
+    """Train, measure, report.
+
+    Args:
+        config: of the run.
+        wishes: where, and whether it goes on with one.
+        progress: what a person sees.
+        show: shown what is taken of recorded tasks; raises to refuse.
+
+    Returns:
+        The run's folder: of several processes the first one's word counts.
+
+    Raises:
+        Interrupted: a person ended it.
+        AgeMemError: it cannot be done; the text says what to do.
+    """
+    run = TrainingRun(config, wishes, progress, show)
+    try:
+        with single_errors():
+            asyncio.run(run.run())
+    except KeyboardInterrupt:
+        raise Interrupted(run.how_to_go_on()) from None
+    return run.folder.path
+
+
 @dataclass(slots=True)
 class TrainingRun:
     """One run, or the continuation of one."""
@@ -72,77 +97,139 @@ class TrainingRun:
     wishes: Wishes
     progress: Progress
     show: Callable[[Survey], None]
-    """Shown what is taken of recorded tasks; raises to refuse."""
     folder: RunFolder = field(init=False)
-    metrics: MetricsFile = field(init=False)
+    _journal: Journal = field(init=False)
+    _held_out: HeldOut = field(init=False)
     _sources: dict[str, TaskSource] = field(default_factory=dict[str, "TaskSource"])
+    _phase: Literal["start", "learning", "end"] = "start"
     _stopped: bool = False
-    _warm_ups: int = 0
-    """Records of the warm start; iterations are counted on from these."""
     _began: float = field(default_factory=time.monotonic)
+    _before_s: float = 0.0
+    """That the parts of the run before this one took."""
 
     def __post_init__(self) -> None:
-        self.folder = RunFolder(self.wishes.out)
-        self.metrics = MetricsFile(self.wishes.out / "metrics.jsonl")
+        """Nothing is made yet."""
+        self._use(self.wishes.out)
+
+    def _use(self, out: Path) -> None:
+        self.folder = RunFolder(out)
+        self._journal = Journal(MetricsFile(out / "metrics.jsonl"), self.progress)
+        self._held_out = HeldOut(self.config, self._sources, self._journal, self.folder.start)
 
     async def run(self) -> None:
-        """Train, measure, report.
-
-        Raises:
-            Interrupted: a person ended it.
-            AgeMemError: it cannot be done; the text says what to do.
-        """
-        disable_progress_bar()
-        accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        """Train, measure, report: see :func:`train`."""
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
-        set_seed(self.config.seed)
-        first = accelerator.is_main_process
-        if first:
-            self._prepare_folder()
-        for text in self.config.tasks.sources:
-            self._sources[text] = await open_source(parse_source(text), show=self.show)
-        with _interrupts(self._stop):
-            if first and not self.wishes.resume:
-                await self._start()
+        with interrupts(self._asked_to_stop):
+            for text in self.config.tasks.sources:
+                self._sources[text] = await _opened(text, self.show)
+            accelerator = self._joined()
+            if accelerator.is_main_process:
+                await self._start(accelerator)
             accelerator.wait_for_everyone()
-            await self._reinforce(accelerator)
-            if first:
-                await self._finish()
+            self._phase = "learning"
+            state = await self._reinforce(accelerator)
+            self._phase = "end"
+            accelerator.free_memory()
+            if accelerator.is_main_process:
+                await self._finish(accelerator, state)
         accelerator.end_training()
 
-    def _prepare_folder(self) -> None:
-        if not self.wishes.resume:
-            self.folder.make()
-            (self.wishes.out / "config.toml").write_text(as_toml(self.config), encoding="utf-8")
-            return
-        before = load_config(self.wishes.out / "config.toml")
-        if changed := differences(before, self.config):
-            listed = "\n  ".join(changed)
-            if not self.wishes.force:
-                msg = f"This is not the run's configuration. Give --force to go on with another one:\n  {listed}"
-                raise ConfigurationError(msg)
-            self.progress.note(f"going on with another configuration:\n  {listed}")
-            (self.wishes.out / "config.toml").write_text(as_toml(self.config), encoding="utf-8")
+    def how_to_go_on(self) -> str:
+        """What a person who ended the run at once can do next."""
+        if self._phase == "start":
+            return (
+                "Ended before reinforcement learning began; a warm start is not saved half done. If there is a folder "
+                f"{self.folder.path}, --resume {self.folder.path} begins anew with what is missing."
+            )
+        if self._phase == "end":
+            return (
+                f"Ended while the trained policy in {self.folder.path} was measured; --resume {self.folder.path} goes "
+                "on with that."
+            )
+        return f"Ended at once. {self.folder.what_is_kept()}"
 
-    async def _start(self) -> None:
-        """The policy before reinforcement learning: its warm start, or what was loaded."""
-        if self.config.warm_start is not None:
-            warm = WarmStart(self.config, self.progress, self.metrics)
-            trainable = await warm.made(self.folder.start)
-            failed = [one for one in warm.gates(trainable, self.folder.start) if not one.passed]
-            if failed and not self.wishes.force:
-                listed = ", ".join(f"{one.skill} {one.right / max(one.n, 1):.2f}" for one in failed)
-                msg = (
-                    f"The warm start lacks skills that reinforcement learning cannot teach ({listed}; at least "
-                    f"{self.config.warm_start.gate} each). Train it longer, or give --force to go on."
-                )
-                raise ConfigurationError(msg)
+    def _asked_to_stop(self) -> bool:
+        if self._phase != "learning" or self._stopped:
+            return False
+        self._stopped = True
+        self.progress.note("ending after this iteration; what was learnt will be saved (once more Ctrl-C: at once)")
+        return True
+
+    def _joined(self) -> Accelerator:
+        """Join the other processes, if there are any; all use the first one's folder."""
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="bf16" if self._mixed else "no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
+        )
+        out = [str(self.wishes.out)]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(out)
+        self._use(Path(out[0]))
+        return accelerator
+
+    @property
+    def _mixed(self) -> bool:
+        # An adapter is small and float32 by itself, beside a model that does not change.
+        return self.config.model.dtype == "bfloat16" and self.config.model.lora_rank is None
+
+    async def _start(self, accelerator: Accelerator) -> None:
+        """The policy before reinforcement learning: made, its skills checked, measured."""
+        folder = self.folder
+        if self.wishes.resume:
+            self._check_resumed()
         else:
-            trainable = load_trainable(self.config.model)
-            save_merged(trainable.model, trainable.tokenizer, self.folder.start)
-        self._manner().save(self.folder.start)
-        await self._measure(trainable, BEFORE, 0, final=True)
+            folder.check_new()
+        if not (self.wishes.resume and folder.start.is_dir()):
+            await self._make_start()
+        failed = [one for one in read_gates(folder.start) if not one.passed]
+        if failed and not self.wishes.force and folder.newest() is None:
+            listed = ", ".join(f"{one.skill} {one.right / max(one.n, 1):.2f}" for one in failed)
+            msg = (
+                f"The warm start lacks skills that reinforcement learning cannot teach ({listed}; at least "
+                f"{failed[0].required} each). Train it longer, or go on by --resume {folder.path} --force."
+            )
+            raise ConfigurationError(msg)
+        newest = folder.newest()
+        self._journal.begin(0 if newest is None else load_checkpoint_state(newest)[0].iteration)
+        await self._held_out.measure(self._loaded_start(accelerator, adapter=False), BEFORE, 0)
+
+    def _check_resumed(self) -> None:
+        before = load_config(self.folder.path / CONFIG)
+        changed = "\n  ".join(differences(before, self.config))
+        if not changed:
+            return
+        if not self.wishes.force:
+            msg = f"This is not the run's configuration. Give --force to go on with another one:\n  {changed}"
+            raise ConfigurationError(msg)
+        self.progress.note(f"going on with another configuration:\n  {changed}")
+        (self.folder.path / CONFIG).write_text(as_toml(self.config), encoding="utf-8")
+
+    async def _make_start(self) -> None:
+        """Make a warm start, or copy what was named, so that the run stands on nothing outside its folder."""
+        config = self.config
+        set_seed(config.seed)
+        warm = None if config.warm_start is None else WarmStart(config, self.progress, self._journal.metrics)
+        trainable: Trainable | None = None
+        if warm is not None:
+            warm.check()
+        else:
+            trainable = load_trainable(config.model.model_copy(update={"lora_rank": None}))
+        if not self.wishes.resume:
+            self.folder.make(as_toml(config))
+        self._journal.metrics.truncate(-1)
+        with replaced(self.folder.start) as unfinished:
+            if warm is not None:
+                trainable = await warm.made(unfinished)
+                warm.gates(trainable, unfinished)
+            elif trainable is not None:
+                save_merged(trainable.model, trainable.tokenizer, unfinished)
+                if config.model.path == SHIPPED:
+                    shutil.copy(Path(trainable.model.name_or_path) / SKILLS_FILE, unfinished)
+            self._manner().save(unfinished)
 
     def _manner(self) -> Manner:
         environment = self.config.environment
@@ -155,221 +242,149 @@ class TrainingRun:
             own_summaries=environment.own_summaries,
         )
 
-    def _trainable(self) -> Trainable:
-        """The policy as it starts, ready to be trained."""
-        model = self.config.model.model_copy(update={"path": str(self.folder.start)})
-        return load_trainable(model)
+    def _loaded_start(self, accelerator: Accelerator, *, adapter: bool) -> Trainable:
+        changes: dict[str, Any] = {"path": str(self.folder.start)} | ({} if adapter else {"lora_rank": None})
+        trainable = load_trainable(self.config.model.model_copy(update=changes))
+        trainable.model.to(accelerator.device)
+        return trainable
 
-    async def _reinforce(self, accelerator: Accelerator) -> None:
-        trainable = self._trainable()
-        if (before := self.folder.newest()) is not None and not self.wishes.resume:
-            msg = f"{before} is of another run."
-            raise ConfigurationError(msg)
-        state = RunState()
+    async def _reinforce(self, accelerator: Accelerator) -> RunState:
+        set_seed(self.config.seed)
+        trainable = self._loaded_start(accelerator, adapter=True)
+        if self._mixed:
+            trainable.model.float()
         learner = Learner(trainable.model, accelerator, self.config.grpo)
-        if before is not None:
-            state = _restored(before, learner)
-            self.progress.note(f"going on after iteration {state.iteration}")
-        if accelerator.is_main_process:
-            self._warm_ups = len(self.metrics.read().of_phase("warm start"))
-            self.metrics.truncate(self._warm_ups + state.iteration)
+        state = self._restored(learner) if self.wishes.resume else RunState()
+        self._before_s = state.seconds
         trainer = self._trainer(accelerator, learner, trainable, state)
         total = self.config.grpo.iterations
         try:
-            while state.iteration < total:
-                began = time.monotonic()
-                done = await trainer.iterate(state)
-                state.seconds += time.monotonic() - began
+            # A run that was stopped had no time for the evaluation that was due.
+            await self._evaluate_if_due(accelerator, learner, trainable, state)
+            while state.iteration < total and not self._worn_out(state):
+                done = await self._iterated(trainer, state)
+                parts = gather_object([Part.of(done)])
                 if accelerator.is_main_process:
-                    self._note(done, total)
-                stop = await self._after(state, learner, trainable, accelerator, total)
-                if stop:
-                    break
+                    self._journal.iterated(done, parts, total)
+                stopped = _anyone(accelerator, said=self._stopped)
+                if not stopped:
+                    await self._evaluate_if_due(accelerator, learner, trainable, state)
+                over = stopped or state.iteration == total or self._worn_out(state)
+                state.seconds = self._before_s + time.monotonic() - self._began
+                if accelerator.is_main_process and (over or state.iteration % self.config.save_every == 0):
+                    self.folder.save(state, learner.trained(), learner.optimizer.state_dict())
+                if stopped:
+                    msg = f"Ended after iteration {state.iteration}. {self.folder.what_is_kept()}"
+                    raise Interrupted(msg)
         finally:
             await trainer.close()
         if accelerator.is_main_process:
-            save_merged(learner.model, trainable.tokenizer, self.wishes.out)
-            self._manner().save(self.wishes.out)
+            self._save_policy(learner, trainable, state)
+        return state
 
-    def _trainer(
-        self, accelerator: Accelerator, learner: Learner, trainable: Trainable, state: RunState
-    ) -> Trainer:
-        setting = Setting(rules_of(self.config), world_of(self.config, self.folder.start))
+    async def _iterated(self, trainer: Trainer, state: RunState) -> Iterated:
+        try:
+            return await trainer.iterate(state)
+        except NotFinite as error:
+            msg = f"{error} {self.folder.what_is_kept()}"
+            raise NotFinite(msg) from error
+
+    def _restored(self, learner: Learner) -> RunState:
+        """Put weights and optimizer back to where the newest checkpoint left them."""
+        newest = self.folder.newest()
+        if newest is None:
+            return RunState()
+        state, weights, optimizer = load_checkpoint_state(newest)
+        learner.load(weights)
+        learner.optimizer.load_state_dict(optimizer)
+        self.progress.note(f"going on after iteration {state.iteration}")
+        return state
+
+    def _trainer(self, accelerator: Accelerator, learner: Learner, trainable: Trainable, state: RunState) -> Trainer:
+        setting = Setting(rules_of(self.config), world_of(self.config, self.folder.start), judge_of(self.config))
         weights = self.config.tasks.weights or (1.0,) * len(self._sources)
         draws = Draws(list(self._sources.values()), weights, self.config.seed, list(state.drawn))
 
         def gather(mine: list[int]) -> list[int]:
-            return accelerator.gather(torch.tensor(mine, device=accelerator.device)).tolist()
+            return cast("Any", accelerator.gather(torch.tensor(mine, device=accelerator.device))).tolist()
 
-        return Trainer(
-            self.config,
-            learner,
-            trainable.tokenizer,
-            trainable.eos_ids,
-            setting,
-            draws,
-            judge=judge_of(self.config),
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
-            gather=gather,
-        )
+        share = Share(accelerator.process_index, accelerator.num_processes, gather)
+        return Trainer(self.config, learner, trainable, setting, draws, share=share)
 
-    async def _after(
-        self, state: RunState, learner: Learner, trainable: Trainable, accelerator: Accelerator, total: int
-    ) -> bool:
-        """Measure and save where it is time; tells whether to stop."""
-        stop = False
-        if accelerator.is_main_process:
-            due = state.iteration % self.config.evaluation.every == 0 and state.iteration < total
-            if due and not self._stopped:
-                current = Trainable(learner.model, trainable.tokenizer, trainable.eos_ids)
-                success = await self._measure(current, DURING, state.iteration, final=False)
-                stop = self._gets_worse(state, success)
-            if self._stopped or stop or state.iteration % self.config.save_every == 0 or state.iteration == total:
-                self.folder.save(state, _trained(learner), learner.optimizer.state_dict())
-        flags = accelerator.gather(torch.tensor([int(self._stopped), int(stop)], device=accelerator.device))
-        if bool(flags.view(-1, 2)[:, 0].any()):
-            msg = f"Ended after iteration {state.iteration}, which is saved. Go on by --resume {self.wishes.out}."
-            raise Interrupted(msg)
-        return bool(flags.view(-1, 2)[0, 1])
-
-    def _gets_worse(self, state: RunState, success: float) -> bool:
-        if state.best is None or success > state.best:
-            state.best, state.best_iteration, state.worse = success, state.iteration, 0
-        else:
-            state.worse += 1
+    def _worn_out(self, state: RunState) -> bool:
         patience = self.config.grpo.patience
         return patience is not None and state.worse >= patience
 
-    async def _measure(self, trainable: Trainable, name: str, iteration: int, *, final: bool) -> float:
-        """Measure on held-out tasks and record it; gives the mean task success, greedy."""
-        config = self.config.evaluation
-        split: Split = "test" if final else "validation"
-        episodes = config.final_episodes if final else config.episodes
-        policy = Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, self.config.grpo.turn_tokens)
-        place = Place(
-            rules_of(self.config),
-            world_of(self.config, self.folder.start),
-            judge_of(self.config),
-            RewardSettings(variant=self.config.reward.variant),
-        )
-        greedy_success: list[float] = []
-        for greedy in (True, False) if final and config.sampled else (True,):
-            for text, source in self._sources.items():
-                level = text.partition(_LEVEL)[2] if text.startswith("synthetic") else text.partition(_LEVEL)[0]
-                self.progress.note(f"measuring {name}: {level}, {'greedy' if greedy else 'sampled'}")
-                figures = await evaluate(
-                    policy, source, place, split=split, seed=self.config.seed, episodes=episodes, greedy=greedy
-                )
-                self.metrics.append(
-                    Evaluation(
-                        iteration=self._warm_ups + iteration,
-                        name=name,
-                        level=level,
-                        greedy=greedy,
-                        seed=self.config.seed,
-                        episodes=figures,
-                    )
-                )
-                self.progress.measured(name, level, greedy=greedy, success=figures.mean("success"), n=len(figures))
-                if greedy:
-                    greedy_success.append(figures.mean("success"))
-        return sum(greedy_success) / len(greedy_success)
+    async def _evaluate_if_due(
+        self, accelerator: Accelerator, learner: Learner, trainable: Trainable, state: RunState
+    ) -> None:
+        """Measure where it is time; without patience the last iteration is left to the evaluation at the end."""
+        patience, at = self.config.grpo.patience, state.iteration
+        last = at >= self.config.grpo.iterations and patience is None
+        if not at or at == state.evaluated or at % self.config.evaluation.every or last:
+            return
+        success = 0.0
+        if accelerator.is_main_process:
+            current = Trainable(learner.model, trainable.tokenizer, trainable.eos_ids)
+            success = await self._held_out.measure(current, DURING, at)
+        # The other processes must come to the same conclusions.
+        told = torch.tensor([success], dtype=torch.float64, device=accelerator.device)
+        best = state.note(float(cast("Any", accelerator.gather(told))[0]))
+        if best and patience is not None and accelerator.is_main_process:
+            self.folder.save_best(learner.trained())
 
-    def _note(self, done: Iterated, total: int) -> None:
-        figures = evaluate_figures(done.episodes, done.rewards).means()
-        updated, rollouts = done.updated, done.rollouts
-        self.metrics.append(
-            Iteration(
-                iteration=self._warm_ups + done.iteration,
-                phase="grpo",
-                update=Update(
-                    loss=updated.loss,
-                    gradient_norm=updated.gradient_norm,
-                    learning_rate=updated.learning_rate,
-                    entropy=updated.entropy,
-                    kl=updated.kl,
-                    clip_share=updated.clip_share,
-                    ratio_max=updated.ratio_max,
-                ),
-                cost=Cost(
-                    tokens_rolled_out=rollouts.written_tokens,
-                    tokens_trained_on=updated.tokens,
-                    rollout_s=rollouts.seconds,
-                    environment_s=rollouts.seconds - rollouts.sampling_s,
-                    reward_s=done.reward_s,
-                    update_s=done.update_s,
-                ),
-                rollouts=Rollouts(
-                    episodes=len(done.episodes),
-                    figures=figures,
-                    zero_variance_share=done.zero_variance_share,
-                    resampled_groups=done.resampled,
-                ),
+    def _save_policy(self, learner: Learner, trainable: Trainable, state: RunState) -> None:
+        if self.config.grpo.patience is not None and state.best_iteration not in {0, state.iteration}:
+            learner.load(load_weights(self.folder.best))
+            self.progress.note(
+                f"the policy is that of iteration {state.best_iteration}, the best one on validation tasks"
             )
-        )
-        self.progress.iterated(done.iteration, total, reward=figures["total"], success=figures["success"])
+        model = learner.model
+        if self._mixed:
+            model.to(torch.bfloat16)
+        save_merged(model, trainable.tokenizer, self.folder.path)
+        self._manner().save(self.folder.path)
 
-    async def _finish(self) -> None:
-        """Measure the trained policy, and write report and model card."""
-        merged = self.config.model.model_copy(update={"path": str(self.wishes.out), "lora_rank": None})
-        trainable = load_trainable(merged)
-        metrics = self.metrics.read()
-        await self._measure(trainable, AFTER, len(metrics.of_phase("grpo")), final=True)
+    async def _finish(self, accelerator: Accelerator, state: RunState) -> None:
+        """Measure the policy as it was saved, and write report and model card."""
+        out, base = self.folder.path, self.config.model.path
+        saved = self.config.model.model_copy(update={"path": str(out), "lora_rank": None})
+        trainable = load_trainable(saved)
+        trainable.model.to(accelerator.device)
+        await self._held_out.measure(trainable, AFTER, state.iteration)
         results = Results(
             run=Run(
                 name=self.config.preset,
                 command=self.wishes.command,
                 seed=self.config.seed,
                 parameters=trainable.parameters,
-                base_model=self.config.model.path,
+                base_model=None if base == SHIPPED else base,
                 versions=installed_versions(),
-                wall_s=time.monotonic() - self._began,
+                wall_s=self._before_s + time.monotonic() - self._began,
                 peak_memory_gb=_peak_memory_gb(),
                 config=self.config.model_dump(mode="json"),
             ),
-            metrics=self.metrics.read(),
+            metrics=self._journal.metrics.read(),
             gates=read_gates(self.folder.start),
         )
-        write_report(results, self.wishes.out)
-        write_model_card(results, self.wishes.out)
-
-    def _stop(self) -> None:
-        self._stopped = True
-        self.progress.note("ending after this iteration; what was learnt will be saved (once more Ctrl-C: at once)")
+        write_report(results, out)
+        write_model_card(results, out)
 
 
-def _trained(learner: Learner) -> dict[str, Any]:
-    """The weights that are trained, by name."""
-    return {name: one for name, one in learner.model.named_parameters() if one.requires_grad}
+async def _opened(text: str, show: Callable[[Survey], None]) -> TaskSource:
+    source = await open_source(parse_source(text), show=show)
+    for split in _SPLITS:
+        # Better now than hours later: a split without tasks is refused.
+        next(iter(source.tasks(split, seed=0)))
+    return source
 
 
-def _restored(folder: Path, learner: Learner) -> RunState:
-    """Put weights and optimizer back to where a checkpoint left them."""
-    state, weights, optimizer = load_checkpoint_state(folder)
-    own = dict(learner.model.named_parameters())
-    with torch.no_grad():
-        for name, one in weights.items():
-            own[name].copy_(one)
-    learner.optimizer.load_state_dict(optimizer)
-    return state
+def _anyone(accelerator: Accelerator, *, said: bool) -> bool:
+    """Whether any process says so."""
+    flags = cast("Any", accelerator.gather(torch.tensor([int(said)], device=accelerator.device)))
+    return bool(flags.any())
 
 
 def _peak_memory_gb() -> float:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-@contextmanager
-def _interrupts(stop: Callable[[], None]) -> Generator[None]:
-    """The first Ctrl-C lets what is under way be finished and saved; the second one ends at once."""
-
-    def asked(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop()
-
-    before = signal.signal(signal.SIGINT, asked)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

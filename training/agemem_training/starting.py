@@ -23,10 +23,10 @@ from agemem_training.reporting.metrics import Cost, Iteration, Update
 from agemem_training.reporting.results import SkillGate
 from agemem_training.sampling import TurnSampler
 from agemem_training.settings_of import rules_of, world_of
+from agemem_training.tasks.choosing import parse_source
 from agemem_training.tasks.synthetic import Stories
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from agemem_training.config import RunConfig, WarmStartConfig
@@ -41,7 +41,6 @@ _VOCABULARY_EPISODES = 32
 _VOCABULARY_DRILLS = 1000
 _NOTED_STEPS = 100
 """Updates between two records."""
-_SKILL_DRILLS = 600
 SKILLS_FILE = "skills.json"
 
 
@@ -54,6 +53,14 @@ class WarmStart:
     metrics: MetricsFile
     _fits: list[Fit] = field(default_factory=list["Fit"])
     _noted: float = field(default_factory=time.perf_counter)
+
+    def check(self) -> None:
+        """Refuse tasks that nobody can demonstrate, before anything is made.
+
+        Raises:
+            ConfigurationError: there are such.
+        """
+        self._stories()
 
     async def made(self, folder: Path) -> Trainable:
         """Make it and save it.
@@ -90,8 +97,10 @@ class WarmStart:
             max_tokens=self.config.grpo.turn_tokens,
         )
         system = self.config.environment.system or ""
-        results = measure_skills(sampler, system=system, drills=_SKILL_DRILLS, seed=self.config.seed)
-        gates = [SkillGate(skill=one.skill, right=one.right, n=one.tried, required=self._warm().gate) for one in results]
+        results = measure_skills(sampler, system=system, drills=self._warm().skill_drills, seed=self.config.seed)
+        gates = [
+            SkillGate(skill=one.skill, right=one.right, n=one.tried, required=self._warm().gate) for one in results
+        ]
         (folder / SKILLS_FILE).write_text(json.dumps([asdict(one) for one in gates], indent=2) + "\n", encoding="utf-8")
         for gate in gates:
             self.progress.note(f"skill {gate.skill}: {gate.right / max(gate.n, 1):.3f} of {gate.n}")
@@ -103,15 +112,24 @@ class WarmStart:
             raise ConfigurationError(msg)
         return self.config.warm_start
 
+    def _stories(self) -> list[Stories]:
+        stories: list[Stories] = []
+        for text in self.config.tasks.sources:
+            choice = parse_source(text)
+            if choice.kind != "synthetic":
+                msg = (
+                    f"Nobody demonstrates {text}: a warm start from scratch is for synthetic tasks alone. Name a model "
+                    "that can chat with --model, or take [warm_start] out of the configuration."
+                )
+                raise ConfigurationError(msg)
+            stories.append(Stories(choice.place))
+        return stories
+
     async def _demonstrated(self, count: int, tokenizer_folder: Path | None) -> list[Episode]:
         episodes: list[Episode] = []
-        for text in self.config.tasks.sources:
-            kind, _, level = text.partition(":")
-            if kind != "synthetic":
-                msg = f"Nobody demonstrates {text}: a warm start from scratch is for synthetic tasks alone."
-                raise ConfigurationError(msg)
+        for stories in self._stories():
             episodes += await demonstrate(
-                Stories(level),
+                stories,
                 count,
                 world_of(self.config, tokenizer_folder),
                 rules_of(self.config),
@@ -137,7 +155,9 @@ class WarmStart:
                     iteration=-(-step // _NOTED_STEPS),
                     phase="warm start",
                     update=Update(
-                        loss=fmean(one.loss for one in self._fits), gradient_norm=float("nan"), learning_rate=float("nan")
+                        loss=fmean(one.loss for one in self._fits),
+                        gradient_norm=float("nan"),
+                        learning_rate=float("nan"),
                     ),
                     cost=Cost(tokens_trained_on=sum(one.tokens for one in self._fits), update_s=now - self._noted),
                 )

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agemem_training.advantages import group_advantages
-from agemem_training.checkpoints import RunState
-from agemem_training.environment import Rules
 from agemem_training.rewards import Reward, RewardSettings, judged, reward
 from agemem_training.rollout import roll_out
 from agemem_training.rows import merged_rows, step_count
 from agemem_training.sampling import TurnSampler
-from agemem_training.worlds import WorldSettings, in_process
+from agemem_training.worlds import in_process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from agemem_training.checkpoints import RunState
     from agemem_training.config import RunConfig
+    from agemem_training.environment import Rules
     from agemem_training.judges import AnswerJudge
     from agemem_training.learner import Learner, Updated
+    from agemem_training.loading import Trainable
     from agemem_training.record import Episode
     from agemem_training.rollout import Rollouts
     from agemem_training.rows import Row
     from agemem_training.tasks.source import TaskSource
     from agemem_training.tasks.task import Task
-    from agemem_training.worlds import World
+    from agemem_training.worlds import World, WorldSettings
 
 _WORLD_ITERATIONS = 10
 """A memory serves so many iterations: a new one takes half a second, and an old one grows."""
@@ -40,22 +40,34 @@ _WORLD_ITERATIONS = 10
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where episodes happen."""
+    """Where episodes happen, and how they are graded."""
 
     rules: Rules
     world: WorldSettings
+    judge: AnswerJudge | None = None
+    """Grades answers; None for words alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one of several processes does of each iteration."""
+
+    rank: int = 0
+    processes: int = 1
+    gather: Callable[[list[int]], list[int]] = list
+    """Gives the numbers of all processes for this one's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Iterated:
-    """One iteration."""
+    """One iteration, as far as this process did it; ``updated`` is of all."""
 
     iteration: int
-    episodes: list[Episode]
     rewards: list[Reward]
     rollouts: Rollouts
-    zero_variance_share: float
-    resampled: int
+    groups: int
+    zero_variance_groups: int
+    resampled_groups: int
     updated: Updated
     reward_s: float
     update_s: float
@@ -94,40 +106,31 @@ class Trainer:
         self,
         config: RunConfig,
         learner: Learner,
-        tokenizer: Any,  # noqa: ANN401  transformers' tokenizer classes have no common type
-        eos_ids: frozenset[int],
+        trainable: Trainable,
         setting: Setting,
         draws: Draws,
         *,
-        judge: AnswerJudge | None = None,
-        rank: int = 0,
-        processes: int = 1,
-        gather: Callable[[list[int]], list[int]] = lambda mine: mine,
+        share: Share | None = None,
     ) -> None:
         """Set it up.
 
         Args:
             config: of the run.
             learner: the policy and its optimizer.
-            tokenizer: the policy's.
-            eos_ids: tokens that end a turn.
+            trainable: the policy's tokenizer, and what ends its turns.
             setting: of the episodes.
             draws: where tasks come from.
-            judge: grades answers; None for words alone.
-            rank: of this process.
-            processes: how many share each iteration's tasks.
-            gather: gives the numbers of all processes for this one's.
+            share: of this process; None for all.
         """
         self._config = config
         self._learner = learner
         self._setting = setting
         self._draws = draws
-        self._judge = judge
-        self._rank, self._processes, self._gather = rank, processes, gather
+        self._share = share or Share()
         self._sampler = TurnSampler(
             learner.model,
-            tokenizer,
-            eos_ids,
+            trainable.tokenizer,
+            trainable.eos_ids,
             temperature=config.grpo.temperature,
             max_tokens=config.grpo.turn_tokens,
         )
@@ -150,16 +153,25 @@ class Trainer:
         iteration = state.iteration + 1
         config = self._config.grpo
         tasks = self._draws.draw(config.tasks, iteration=iteration)
-        mine = tasks[self._rank :: self._processes]
+        mine = tasks[self._share.rank :: self._share.processes]
         rollouts, rewards, reward_s, resampled = await self._rolled_out(mine, iteration)
-        advantages, zero = _advantages(rewards, config.trajectories)
+        groups = [group_advantages(one) for one in _groups(rewards, config.trajectories)]
+        advantages = [float(one) for group in groups for one in group.advantages_G]
         rows = self._rows(rollouts.episodes, advantages, iteration)
         began = time.perf_counter()
         updated = self._learner.update(rows, iteration=iteration)
         update_s = time.perf_counter() - began
         state.iteration, state.drawn = iteration, list(self._draws.drawn)
         return Iterated(
-            iteration, rollouts.episodes, rewards, rollouts, zero, resampled, updated, reward_s, update_s
+            iteration=iteration,
+            rewards=rewards,
+            rollouts=rollouts,
+            groups=len(groups),
+            zero_variance_groups=sum(one.zero_variance for one in groups),
+            resampled_groups=resampled,
+            updated=updated,
+            reward_s=reward_s,
+            update_s=update_s,
         )
 
     async def _rolled_out(self, tasks: list[Task], iteration: int) -> tuple[Rollouts, list[Reward], float, int]:
@@ -172,22 +184,28 @@ class Trainer:
         rewards: list[Reward] = []
         for attempt in range(config.resample + 1):
             redo = _without_variance(rewards, config.trajectories) if rollouts else list(range(len(tasks)))
-            if not redo:
+            if rollouts and not redo:
                 break
-            resampled += len(redo) if rollouts else 0
-            name = f"i{iteration}-{self._rank}-{attempt}"
-            seed = self._seed(iteration, attempt)
             fresh = await roll_out(
-                [tasks[place] for place in redo], self._sampler, world, self._setting.rules,
-                per_task=config.trajectories, seed=seed, name=name,
-            )  # fmt: skip
+                [tasks[place] for place in redo],
+                self._sampler,
+                world,
+                self._setting.rules,
+                per_task=config.trajectories,
+                seed=self._seed(iteration, attempt),
+                name=f"i{iteration}-{self._share.rank}-{attempt}",
+            )
             began = time.perf_counter()
-            paid = [reward(one, self._pay, await judged(one, answers=self._judge)) for one in fresh.episodes]
+            paid = [reward(one, self._pay, await judged(one, answers=self._setting.judge)) for one in fresh.episodes]
             reward_s += time.perf_counter() - began
             if rollouts is None:
                 rollouts, rewards = fresh, paid
-            else:
-                _replace(rollouts, rewards, fresh, paid, redo, config.trajectories)
+                continue
+            resampled += len(redo)
+            for number, place in enumerate(redo):
+                old, new = _group(place, config.trajectories), _group(number, config.trajectories)
+                rollouts.episodes[old], rewards[old] = fresh.episodes[new], paid[new]
+            _add_cost(rollouts, fresh)
         assert rollouts is not None  # noqa: S101  the first attempt always rolls out
         return rollouts, rewards, reward_s, resampled
 
@@ -201,12 +219,12 @@ class Trainer:
         return self._world
 
     def _seed(self, iteration: int, attempt: int) -> int:
-        parts = [self._config.seed, iteration, self._rank, attempt]
+        parts = [self._config.seed, iteration, self._share.rank, attempt]
         return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
     def _rows(self, episodes: list[Episode], advantages: list[float], iteration: int) -> list[Row]:
         mine = sum(step_count(one.steps) for one in episodes)
-        everyone = sum(self._gather([mine]))
+        everyone = sum(self._share.gather([mine]))
         rows: list[Row] = []
         for number, (episode, advantage) in enumerate(zip(episodes, advantages, strict=True)):
             if advantage or self._config.grpo.beta:
@@ -220,25 +238,16 @@ def _groups(rewards: list[Reward], size: int) -> list[list[float]]:
     return [totals[start : start + size] for start in range(0, len(totals), size)]
 
 
-def _advantages(rewards: list[Reward], size: int) -> tuple[list[float], float]:
-    """One for each episode, and the share of groups without variance."""
-    groups = [group_advantages(one) for one in _groups(rewards, size)]
-    share = sum(one.zero_variance for one in groups) / len(groups) if groups else 0.0
-    return [float(one) for group in groups for one in group.advantages_G], share
-
-
 def _without_variance(rewards: list[Reward], size: int) -> list[int]:
     return [place for place, one in enumerate(_groups(rewards, size)) if group_advantages(one).zero_variance]
 
 
-def _replace(  # noqa: PLR0913  two of each
-    rollouts: Rollouts, rewards: list[Reward], fresh: Rollouts, paid: list[Reward], places: list[int], size: int
-) -> None:
-    """Put groups that were rolled out anew in the place of the old ones."""
-    for number, place in enumerate(places):
-        old, new = slice(place * size, (place + 1) * size), slice(number * size, (number + 1) * size)
-        rollouts.episodes[old], rewards[old] = fresh.episodes[new], paid[new]
-    rollouts.seconds += fresh.seconds
-    rollouts.sampling_s += fresh.sampling_s
-    rollouts.read_tokens += fresh.read_tokens
-    rollouts.written_tokens += fresh.written_tokens
+def _group(place: int, size: int) -> slice:
+    return slice(place * size, (place + 1) * size)
+
+
+def _add_cost(rollouts: Rollouts, more: Rollouts) -> None:
+    rollouts.seconds += more.seconds
+    rollouts.sampling_s += more.sampling_s
+    rollouts.read_tokens += more.read_tokens
+    rollouts.written_tokens += more.written_tokens

@@ -1,0 +1,99 @@
+"""The evaluations of a run: its policy before, during and after, on tasks that it is not trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from agemem_training.evaluating import Place, Policy, evaluate
+from agemem_training.reporting.metrics import Evaluation
+from agemem_training.reporting.results import DURING
+from agemem_training.rewards import RewardSettings
+from agemem_training.settings_of import judge_of, rules_of, world_of
+from agemem_training.tasks.choosing import parse_source
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from agemem_training.config import RunConfig
+    from agemem_training.journal import Journal
+    from agemem_training.loading import Trainable
+    from agemem_training.tasks.source import Split, TaskSource
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Measures on each source: on ``validation`` during the run, on ``test`` before and after."""
+
+    config: RunConfig
+    sources: Mapping[str, TaskSource]
+    journal: Journal
+    tokenizer_folder: Path
+    """Where the policy's tokenizer is, for a server that counts with it."""
+
+    async def measure(self, trainable: Trainable, name: str, iteration: int) -> float:
+        """Measure and record; what the run has recorded already is not measured again.
+
+        Args:
+            trainable: the policy.
+            name: before, during or after.
+            iteration: after which one.
+
+        Returns:
+            Mean task success of the sources, greedy.
+        """
+        final = name != DURING
+        config = self.config.evaluation
+        greedy_success: list[float] = []
+        for greedy in (True, False) if final and config.sampled else (True,):
+            for text in self.sources:
+                found = self.journal.recorded(name, self._level(text), iteration, greedy=greedy)
+                if found is None:
+                    found = await self._measured(trainable, text, name, iteration, greedy=greedy)
+                    self.journal.evaluated(found)
+                if greedy:
+                    greedy_success.append(found.episodes.mean("success"))
+        return fmean(greedy_success)
+
+    async def _measured(
+        self, trainable: Trainable, text: str, name: str, iteration: int, *, greedy: bool
+    ) -> Evaluation:
+        config, seed = self.config, self.config.seed
+        split: Split = "validation" if name == DURING else "test"
+        episodes = config.evaluation.episodes if name == DURING else config.evaluation.final_episodes
+        self.journal.progress.note(f"measuring {name}: {self._level(text)}, {'greedy' if greedy else 'sampled'}")
+        figures = await evaluate(
+            Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, config.grpo.turn_tokens),
+            self.sources[text],
+            Place(
+                rules_of(config),
+                world_of(config, self.tokenizer_folder),
+                judge_of(config),
+                RewardSettings(variant=config.reward.variant),
+            ),
+            split=split,
+            seed=seed,
+            episodes=episodes,
+            greedy=greedy,
+        )
+        return Evaluation(
+            iteration=self.journal.warm_ups + iteration,
+            name=name,
+            level=self._level(text),
+            greedy=greedy,
+            seed=seed,
+            episodes=figures,
+        )
+
+    def _level(self, source: str) -> str:
+        """What a source is called in reports: a level of the stories, else the kind and its place's last name."""
+        names = [_name(one) for one in self.sources]
+        name = _name(source)
+        return name if names.count(name) == 1 else source
+
+
+def _name(source: str) -> str:
+    choice = parse_source(source)
+    return choice.place if choice.kind == "synthetic" else f"{choice.kind} {choice.path.name}"
