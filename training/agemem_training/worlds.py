@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agemem_mcp.adapters.system import RandomIds, SequentialIds, SteppingClock
 from agemem_mcp.app import service_gate
@@ -46,7 +46,7 @@ class WorldSettings:
     """For embedding."""
     folder: Path | None = None
     """Where the data folders are made; None for the system's place for passing files."""
-    extra: dict[str, object] = field(default_factory=dict[str, object])
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])
     """Further settings of the server, by their names."""
 
 
