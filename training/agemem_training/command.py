@@ -24,7 +24,6 @@ from agemem_training.config import SHIPPED, RunConfig, as_toml, changed, load_co
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from agemem_training.run import Wishes
     from agemem_training.tasks.recorded import Survey
 
 _FOR_MODELS = "qwen2.5-7b-hotpotqa"
@@ -93,11 +92,7 @@ def train(
         with _telling_interruption():
             measure(chosen, evaluate, Measuring(episodes, not sampled, json), show=show)
     else:
-        from agemem_training.run import Wishes  # noqa: PLC0415  as above
-
-        folder = resume or out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-        command = shlex.join(["agemem-mcp", *sys.argv[1:]])
-        _train(chosen, Wishes(folder, command, resume=resume is not None, force=force), show, as_json=json)
+        _train(chosen, resume or out, show, resume=resume is not None, force=force, as_json=json)
 
 
 def _check_combination(*, out: Path | None, resume: Path | None, evaluate: Path | None) -> None:
@@ -109,10 +104,15 @@ def _check_combination(*, out: Path | None, resume: Path | None, evaluate: Path 
         raise InvalidOperation(msg)
 
 
-def _train(config: RunConfig, wishes: Wishes, show: Callable[[Survey], None], *, as_json: bool) -> None:
+def _train(
+    config: RunConfig, folder: Path | None, show: Callable[[Survey], None], *, resume: bool, force: bool, as_json: bool
+) -> None:
     from agemem_training.progress import Progress  # noqa: PLC0415  a run alone has progress
-    from agemem_training.run import train as run  # noqa: PLC0415  loads torch
+    from agemem_training.run import Wishes  # noqa: PLC0415  loads torch
+    from agemem_training.run import train as run  # noqa: PLC0415  as above
 
+    out = folder or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    wishes = Wishes(out, shlex.join(["agemem-mcp", *sys.argv[1:]]), resume=resume, force=force)
     first = os.environ.get("RANK", "0") == "0"  # as accelerate launch and torchrun set it
     with _telling_interruption(), Progress(silent=not first) as progress:
         folder = run(config, wishes, progress, show)

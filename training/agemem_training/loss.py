@@ -168,8 +168,9 @@ def _check(values_N: Tensor, inputs: LossInputs, what: str) -> None:
     bad = int((~good_N).nonzero()[0])
     row, token = (int(one) for one in (inputs.weights_B_T > 0).nonzero()[bad])
     source = inputs.sources[row] if inputs.sources else f"row {row}"
+    value = float(values_N[bad].detach())
     msg = (
-        f"In step {int(inputs.steps_B_T[row, token])} of {source}, {what} of token {token} is {float(values_N[bad].detach())}. "
+        f"In step {int(inputs.steps_B_T[row, token])} of {source}, {what} of token {token} is {value}. "
         "Nothing was updated. Lower the learning rate, or train in float32 or bfloat16."
     )
     raise NotFinite(msg)

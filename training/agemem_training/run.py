@@ -27,7 +27,7 @@ from agemem_training.config import SHIPPED, as_toml, differences, load_config
 from agemem_training.held_out import HeldOut
 from agemem_training.journal import Journal, Part
 from agemem_training.learner import Learner
-from agemem_training.loading import Trainable, load_trainable, save_merged
+from agemem_training.loading import Trainable, load_trainable, save_merged, shipped_warm_start
 from agemem_training.loss import NotFinite
 from agemem_training.reporting.metrics import MetricsFile
 from agemem_training.reporting.model_card import write_model_card
@@ -227,8 +227,8 @@ class TrainingRun:
                 warm.gates(trainable, unfinished)
             elif trainable is not None:
                 save_merged(trainable.model, trainable.tokenizer, unfinished)
-                if config.model.path == SHIPPED:
-                    shutil.copy(Path(trainable.model.name_or_path) / SKILLS_FILE, unfinished)
+                if config.model.path == SHIPPED and (skills := shipped_warm_start() / SKILLS_FILE).is_file():
+                    shutil.copy(skills, unfinished)
             self._manner().save(unfinished)
 
     def _manner(self) -> Manner:

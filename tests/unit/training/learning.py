@@ -35,7 +35,9 @@ def tiny_model(*, adapter: bool = False, fresh: bool = True) -> Any:
     model: Any = Qwen2ForCausalLM(Qwen2Config(vocab_size=VOCABULARY, initializer_range=0.3, **shape))
     if not adapter:
         return model
-    wanted = peft.LoraConfig(r=3, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=fresh)
+    wanted = peft.LoraConfig(
+        r=3, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=fresh
+    )
     return peft.get_peft_model(model, wanted)
 
 
@@ -60,7 +62,9 @@ def rows(count: int, *, seed: int = 0) -> list[Row]:
 
 
 def learner(model: Any, **changes: Any) -> Learner:
-    config = GrpoConfig(**{"learning_rate": 1e-2, "warmup": 2, "beta": 0.1, "micro_batch_tokens": 64} | changes)
+    config = GrpoConfig.model_validate(
+        {"learning_rate": 1e-2, "warmup": 2, "beta": 0.1, "micro_batch_tokens": 64} | changes
+    )
     return Learner(model, Accelerator(cpu=True), config)
 
 

@@ -19,7 +19,16 @@ def in_two_processes(script: Path, *arguments: str) -> None:
     With ``--cpu`` it leaves starting a second one to MPI. With ``--multi_gpu`` it starts two, which meet by gloo where
     there is no GPU.
     """
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run(
         [*launch, str(script), *arguments],

@@ -93,12 +93,12 @@ def test_the_best_weights_are_those_saved_last(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["best"]
 
 
-@pytest.mark.parametrize(("limit", "what"), [(20_000, "weights"), (20_000, "optimizer"), (20_000, "best"), (0, "weights")])
+@pytest.mark.parametrize(
+    ("limit", "what"), [(20_000, "weights"), (20_000, "optimizer"), (20_000, "best"), (0, "weights")]
+)
 def test_a_disk_that_fills_while_saving_leaves_what_was_there(limit: int, what: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _FULL_DISK, str(tmp_path), str(limit), what]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, env=child_environment()
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=child_environment())
     assert done.returncode == 3, done.stderr
     assert "cannot be written" in done.stdout
     assert f"The last good checkpoint is iteration-00001: go on from it by --resume {tmp_path}." in done.stdout
@@ -136,7 +136,7 @@ def test_half_a_checkpoint_of_a_run_that_was_killed_is_none(tmp_path: Path) -> N
 
 def test_a_folder_with_a_run_is_not_used_for_another(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run").make("seed = 1\n")
-    with pytest.raises(ConfigurationError, match="There is a run in .* already"):
+    with pytest.raises(ConfigurationError, match=r"There is a run in .* already"):
         RunFolder(tmp_path / "run").make("seed = 2\n")
     assert (tmp_path / "run" / "config.toml").read_text() == "seed = 1\n"
 

@@ -44,7 +44,9 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
 @pytest.mark.parametrize("adapter", [False, True])
 def test_many_micro_batches_make_the_update_of_one(adapter: bool) -> None:
     batches = learning.global_batches()
-    cut, whole = (learner(tiny_model(adapter=adapter, fresh=False), micro_batch_tokens=tokens) for tokens in (64, 100_000))
+    cut, whole = (
+        learner(tiny_model(adapter=adapter, fresh=False), micro_batch_tokens=tokens) for tokens in (64, 100_000)
+    )
     mine, yours = learned(cut, batches), learned(whole, batches)
     assert_close(weights(cut), weights(whole))
     for one, other in zip(mine, yours, strict=True):
@@ -178,7 +180,9 @@ def test_two_processes_agree_with_each_other_and_with_one(tmp_path: Path) -> Non
         first, second = (load_file(tmp_path / f"{kind}-{rank}.safetensors") for rank in (0, 1))
         assert not moved(first, second)
         assert_close(first, {name: weight.detach() for name, weight in alone.trained().items()}, atol=2e-6)
-        told: list[list[dict[str, Any]]] = [json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
+        told: list[list[dict[str, Any]]] = [
+            json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)
+        ]
         assert told[0] == told[1]
         for mine, update in zip(told[0], updates, strict=True):
             for name, value in mine.items():

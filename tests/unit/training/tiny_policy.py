@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING, Any
 
-import torch
+from safetensors.torch import load_file
 
 from agemem_policies.local.chat_ids import ChatEncoder
 from agemem_policies.policy import ChatMessage
@@ -20,6 +21,8 @@ from agemem_training.tasks.synthetic import Stories
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
 SYSTEM = "You manage memory."
 _STEPS = 80
 
@@ -30,7 +33,7 @@ def write_tiny_policy(folder: Path) -> Path:
     tasks = [stories.task("train", seed=0, number=number) for number in range(8)]
     said = [text for task in tasks for text in (*task.messages, *task.distractors, task.query)]
     turn = render(Turn("nothing new", answer="ok"))
-    tokenizer = build_tokenizer([SYSTEM, turn, *said])
+    tokenizer: Any = build_tokenizer([SYSTEM, turn, *said])
     model = build_model(ModelConfig(hidden_size=16, layers=1, heads=2), tokenizer, seed=0)
     encoder = ChatEncoder(tokenizer, {tokenizer.eos_token_id})
     rng = random.Random(0)
@@ -92,6 +95,27 @@ def tiny_run(start: Path, **tables: dict[str, Any]) -> RunConfig:
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     """What a folder's model.safetensors holds."""
-    from safetensors.torch import load_file
-
     return load_file(folder / "model.safetensors")
+
+
+def hotpotqa_file(folder: Path) -> Path:
+    """Questions in HotpotQA's official layout, some for each split."""
+    questions = [
+        {
+            "_id": f"question-{number}",
+            "question": f"In which year was the mayor of town {number} born?",
+            "answer": str(1900 + number),
+            "type": "bridge",
+            "level": "hard",
+            "supporting_facts": [[f"Town {number}", 1], [f"Mayor {number}", 0]],
+            "context": [
+                [f"Town {number}", ["It is a town.", f" Its mayor is mayor {number}."]],
+                [f"Mayor {number}", [f"Mayor {number} was born in {1900 + number}."]],
+                ["Elsewhere", ["Elsewhere is a town."]],
+            ],
+        }
+        for number in range(40)
+    ]
+    path = folder / "hotpot.json"
+    path.write_text(json.dumps(questions), encoding="utf-8")
+    return path

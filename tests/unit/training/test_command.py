@@ -1,0 +1,202 @@
+"""``agemem-mcp train``: plans, refusals, measurements, and Ctrl-C in a real process."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+WHY = "training needs torch, transformers, accelerate and peft: `pip install 'agemem-mcp[train]'`"
+for extra in ("torch", "transformers", "accelerate", "peft", "matplotlib"):
+    pytest.importorskip(extra, reason=WHY)
+
+from tests.unit.policies.local.tiny_checkpoint import write_random  # noqa: E402  after the skip
+from tests.unit.training.processes import child_environment  # noqa: E402  as above
+from tests.unit.training.tiny_policy import hotpotqa_file, tiny_run  # noqa: E402  as above
+
+from agemem_training.checkpoints import load_checkpoint_state  # noqa: E402  as above
+from agemem_training.command import app  # noqa: E402  as above
+from agemem_training.config import RunConfig, as_toml, load_preset  # noqa: E402  as above
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_TRAIN = "import sys; from agemem_mcp._entry import main; sys.argv = ['agemem-mcp', 'train', *sys.argv[1:]]; main()"
+_LIMIT_S = 120
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def told(*options: str) -> str:
+    done = CliRunner().invoke(app, list(options), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def refused(*options: str) -> str:
+    done = CliRunner().invoke(app, list(options))
+    assert done.exit_code == 1
+    assert type(done.exception).__module__ == "agemem_mcp.errors", done.exception
+    return str(done.exception)
+
+
+def written(folder: Path, config: RunConfig) -> Path:
+    path = folder / "own.toml"
+    path.write_text(as_toml(config), encoding="utf-8")
+    return path
+
+
+def test_the_help_fits_80_columns() -> None:
+    done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert done.exit_code == 0
+    assert max(map(len, done.output.splitlines())) <= 80
+    for option in ("--preset", "--config", "--resume", "--evaluate", "--dry-run", "--model", "--tasks", "--force"):
+        assert option in done.output
+
+
+def test_a_dry_run_tells_the_whole_configuration_and_what_it_needs() -> None:
+    plan = told("--dry-run", "--seed", "3", "--iterations", "7")
+    config = RunConfig.model_validate(tomllib.loads(plan))
+    assert config.preset == "mini"
+    assert (config.seed, config.grpo.iterations) == (3, 7)
+    assert config.environment == load_preset("mini").environment
+    [parameters] = re.findall(r"^# parameters: ([\d,]+)$", plan, re.MULTILINE)
+    assert 500_000 < int(parameters.replace(",", "")) < 3_000_000
+    assert re.search(r"^# memory: about 0\.\d\d GB", plan, re.MULTILINE)
+    assert "# 7 iterations, each of 6 tasks with 8 trajectories" in plan
+
+
+def test_a_dry_run_says_so_where_the_model_is_out_of_reach() -> None:
+    plan = told("--dry-run", "--preset", "qwen2.5-7b-hotpotqa", "--tasks", "hotpotqa:a.json")
+    assert RunConfig.model_validate(tomllib.loads(plan)).tasks.sources == ("hotpotqa:a.json",)
+    assert "# parameters and memory: unknown, for the model is not at hand" in plan
+    assert "Traceback" not in plan
+
+
+def test_of_a_model_with_an_adapter_the_adapter_alone_is_trained(tmp_path: Path) -> None:
+    model = write_random(tmp_path / "model")
+    plan = json.loads(told("--dry-run", "--json", "--model", str(model), "--tasks", "hotpotqa:a.json"))
+    assert plan["config"]["preset"] == "qwen2.5-7b-hotpotqa"
+    estimate = plan["estimate"]
+    # rank 32 · (in + out) of seven matrices in each of two layers
+    shapes = [(48, 48), (48, 24), (48, 24), (48, 48), (48, 96), (48, 96), (96, 48)]
+    assert estimate["trained_parameters"] == 2 * sum(32 * (one + other) for one, other in shapes)
+    assert estimate["reference_bytes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--preset", "maxi"], "There is no preset 'maxi'. There are mini, "),
+        (["--config", "absent.toml"], "absent.toml cannot be read"),
+        (["--preset", "mini", "--config", "own.toml"], "--preset or --config, not both"),
+        (["--resume", "absent"], "There is no run in absent"),
+        (["--resume", "a", "--out", "b"], "--resume goes on in its own folder"),
+        (["--evaluate", "absent"], "There is no checkpoint absent"),
+        (["--evaluate", "a", "--out", "b"], "--evaluate writes no folder"),
+        (["--tasks", "hotpotqa:absent.json", "--model", "absent"], "absent.json cannot be read"),
+        (["--tasks", "stories", "--preset", "smoke"], "'stories' names no source of tasks"),
+        (["--tasks", "synthetic:L1", "--model", "someone/model"], "The model 'someone/model' cannot be loaded"),
+        (["--tasks", "synthetic:L1", "--tasks", "synthetic:L1"], "a source is named twice"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_words(
+    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(*options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    model = write_random(tmp_path / "model", template=None)
+    tasks = f"hotpotqa:{hotpotqa_file(tmp_path)}"
+    assert "no chat template" in refused("--model", str(model), "--tasks", tasks, "--out", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_and_a_measurement_of_what_it_left(tiny_start: Path, tmp_path: Path) -> None:
+    config = tiny_run(tiny_start, grpo={"iterations": 1}, evaluation={"final_episodes": 1})
+    out = tmp_path / "run"
+    done = json.loads(told("--config", str(written(tmp_path, config)), "--out", str(out), "--json"))
+    assert done["folder"] == str(out)
+    assert [(one["level"], one["greedy"]) for one in done["before_after"]] == [("L1", True)]
+    line = told("--evaluate", str(out), "--seed", "5", "--episodes", "3")
+    pattern = (
+        r"synthetic:L1: task success \d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\] of 3 \(greedy, seed 5\); reward [+-]\d\.\d{3}"
+    )
+    assert re.match(pattern, line)
+    start = out / "start"  # measured as its run says
+    [measured] = json.loads(told("--evaluate", str(start), "--episodes", "2", "--sampled", "--json"))
+    assert {name: measured[name] for name in ("tasks", "greedy", "seed", "n")} == {
+        "tasks": "synthetic:L1", "greedy": False, "seed": 0, "n": 2,
+    }  # fmt: skip
+    assert measured["figures"]["steps"] > 0
+
+
+def interrupted(options: list[str], ready: Callable[[str], bool]) -> tuple[int, str]:
+    """Start a command, send SIGINT once it has said a line, and give its status and all that it said."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", _TRAIN, *options], stderr=subprocess.PIPE, text=True, env=child_environment()
+    )
+    assert child.stderr is not None
+    try:
+        said: list[str] = []
+        for line in child.stderr:
+            said.append(line)
+            if ready(line):
+                child.send_signal(signal.SIGINT)
+                break
+        said += child.stderr.readlines()
+        return child.wait(_LIMIT_S), "".join(said)
+    finally:
+        child.kill()
+        child.wait()
+        child.stderr.close()
+
+
+def test_ctrl_c_saves_what_was_learnt_and_says_how_to_go_on(tiny_start: Path, tmp_path: Path) -> None:
+    config = tiny_run(tiny_start, grpo={"iterations": 500}, evaluation={"every": 3, "final_episodes": 1})
+    out = tmp_path / "run"
+    options = ["--config", str(written(tmp_path, config.model_copy(update={"save_every": 400}))), "--out", str(out)]
+    status, said = interrupted(options, lambda line: "measuring during" in line)
+    assert status == 130
+    [iteration] = map(int, re.findall(r"^Ended after iteration (\d+)\. ", said, re.MULTILINE))
+    assert 3 <= iteration < 500
+    assert f"The last good checkpoint is iteration-{iteration:05d}: go on from it by --resume {out}." in said
+    assert "Traceback" not in said
+    state, _, _ = load_checkpoint_state(out / "checkpoints" / f"iteration-{iteration:05d}")
+    assert state.iteration == iteration
+    told("--resume", str(out), "--iterations", str(iteration + 1), "--force")
+    assert (out / "report.md").is_file()
+
+
+def test_ctrl_c_in_a_warm_start_ends_it_at_once(tmp_path: Path) -> None:
+    warm: dict[str, Any] = {
+        "repeat_steps": 100_000,
+        "drill_steps": 1,
+        "episode_steps": 1,
+        "episodes": 1,
+        "batch_tokens": 64,
+    }
+    config = tiny_run(tmp_path, warm_start=warm).model_dump()
+    config["model"] |= {"path": None, "hidden_size": 8, "layers": 1, "heads": 1}
+    path = written(tmp_path, RunConfig.model_validate(config))
+    status, said = interrupted(
+        ["--config", str(path), "--out", str(tmp_path / "run")], lambda line: "demonstrations of each level" in line
+    )
+    assert status == 130
+    assert "a warm start is not saved half done" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "start").exists()

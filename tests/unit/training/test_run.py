@@ -1,0 +1,320 @@
+"""Whole runs: what they leave behind, how they are stopped and resumed, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+WHY = "training needs torch, transformers, accelerate and peft: `pip install 'agemem-mcp[train]'`"
+for extra in ("torch", "transformers", "accelerate", "peft", "matplotlib"):
+    pytest.importorskip(extra, reason=WHY)
+
+import torch  # noqa: E402  after the skip
+from accelerate.state import AcceleratorState  # noqa: E402  as above
+from safetensors.torch import save_file  # noqa: E402  as above
+from tests.unit.policies.local.tiny_checkpoint import write_random  # noqa: E402  as above
+from tests.unit.training import one_of_several  # noqa: E402  as above
+from tests.unit.training.processes import in_two_processes  # noqa: E402  as above
+from tests.unit.training.tiny_policy import SYSTEM, hotpotqa_file, tiny_run, weights_of  # noqa: E402  as above
+
+from agemem_mcp.errors import ConfigurationError  # noqa: E402  as above
+from agemem_policies.local import LocalPolicy  # noqa: E402  as above
+from agemem_policies.policy import ChatMessage, Prompt  # noqa: E402  as above
+from agemem_training.checkpoints import load_checkpoint_state, load_weights  # noqa: E402  as above
+from agemem_training.config import as_toml, changed, load_config  # noqa: E402  as above
+from agemem_training.loss import NotFinite  # noqa: E402  as above
+from agemem_training.progress import Progress  # noqa: E402  as above
+from agemem_training.reporting.metrics import MetricsFile  # noqa: E402  as above
+from agemem_training.run import Wishes, train  # noqa: E402  as above
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from agemem_training.config import RunConfig
+    from agemem_training.tasks.recorded import Survey
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_new_process() -> Iterator[None]:
+    """Runs of one process share accelerate's state, which keeps the arithmetic of the first one."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(1)
+
+
+def run(config: RunConfig, out: Path, **wishes: Any) -> Path:
+    def show(survey: Survey) -> None:
+        pytest.fail("nothing is recorded")
+
+    with Progress(silent=True) as progress:
+        return train(config, Wishes(out, "agemem-mcp train", **wishes), progress, show)
+
+
+def totals(out: Path) -> list[tuple[int, dict[str, float], float | None]]:
+    """What iterations came to, seconds aside."""
+    metrics = MetricsFile(out / "metrics.jsonl").read()
+    return [
+        (one.iteration, one.rollouts.figures, one.update.kl)
+        for one in metrics.of_phase("grpo")
+        if one.rollouts is not None
+    ]
+
+
+def evaluations(out: Path) -> list[tuple[str, int, str]]:
+    metrics = MetricsFile(out / "metrics.jsonl").read()
+    return [(one.name, one.iteration, one.level) for one in metrics.evaluations]
+
+
+def assert_same(mine: dict[str, torch.Tensor], yours: dict[str, torch.Tensor]) -> None:
+    assert mine.keys() == yours.keys()
+    assert [name for name in mine if not torch.equal(mine[name], yours[name])] == []
+
+
+def poison(out: Path) -> None:
+    """Make a weight of the newest checkpoint NaN, as an update gone wrong would."""
+    newest = max((out / "checkpoints").iterdir())
+    _, weights, _ = load_checkpoint_state(newest)
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, newest / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four iterations in one go."""
+    out = run(tiny_run(tiny_start), tmp_path_factory.mktemp("runs") / "whole")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return out
+
+
+def test_a_run_leaves_a_policy_that_loads_and_a_report_of_it(whole: Path, tiny_start: Path) -> None:
+    assert {one.name for one in whole.iterdir()} >= {
+        "README.md", "agent.json", "checkpoints", "config.json", "config.toml", "curves.png", "metrics.jsonl",
+        "model.safetensors", "report.json", "report.md", "start", "tokenizer.json",
+    }  # fmt: skip
+    assert load_config(whole / "config.toml") == tiny_run(tiny_start)
+    assert_same(weights_of(whole / "start"), weights_of(tiny_start))
+    before, after = weights_of(tiny_start), weights_of(whole)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert [one for one, _, _ in totals(whole)] == [1, 2, 3, 4]
+    assert evaluations(whole) == [("before", 0, "L1"), ("during", 2, "L1"), ("after", 4, "L1")]
+    assert json.loads((whole / "agent.json").read_text())["system"] == SYSTEM
+
+
+def test_the_same_seed_gives_the_same_iterations_and_another_one_others(
+    whole: Path, tiny_start: Path, tmp_path: Path
+) -> None:
+    config = changed(tiny_run(tiny_start), grpo={"iterations": 2}, evaluation={"final_episodes": 1})
+    again = run(config, tmp_path / "again")
+    assert totals(again) == totals(whole)[:2]
+    other = run(changed(config, run={"seed": 1}), tmp_path / "other")
+    assert totals(other)[0] != totals(whole)[0]
+
+
+def test_a_resume_is_bit_for_bit_what_the_run_would_have_been(whole: Path, tiny_start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parts"
+    shutil.copytree(whole, out)
+    for name in ("model.safetensors", "report.json", "report.md"):
+        (out / name).unlink()
+    shutil.rmtree(out / "checkpoints" / "iteration-00004")
+    wall_s = json.loads((whole / "report.json").read_text())["run"]["wall_s"]
+    run(tiny_run(tiny_start), out, resume=True)
+    assert_same(weights_of(out), weights_of(whole))
+    assert totals(out) == totals(whole)
+    assert evaluations(out) == evaluations(whole)
+    state, _, _ = load_checkpoint_state(out / "checkpoints" / "iteration-00002")
+    assert 0 < state.seconds < wall_s
+    assert json.loads((out / "report.json").read_text())["run"]["wall_s"] > state.seconds
+
+
+def test_a_resume_with_another_configuration_shows_the_difference_and_wants_force(
+    whole: Path, tiny_start: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    other = changed(tiny_run(tiny_start), grpo={"iterations": 5, "beta": 0.02})
+    with pytest.raises(ConfigurationError) as refused:
+        run(other, out, resume=True)
+    assert "--force" in str(refused.value)
+    assert "grpo.iterations: 4 → 5\n  grpo.beta: 0.01 → 0.02" in str(refused.value)
+    assert load_config(out / "config.toml") == tiny_run(tiny_start)
+    run(other, out, resume=True, force=True)
+    assert [one for one, _, _ in totals(out)] == [1, 2, 3, 4, 5]
+    assert load_config(out / "config.toml") == other
+
+
+def test_a_resume_with_weights_of_another_shape_is_refused(whole: Path, tiny_start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    other = changed(tiny_run(tiny_start), model={"lora_rank": 2}, grpo={"iterations": 5})
+    with pytest.raises(ConfigurationError, match="another model"):
+        run(other, out, resume=True, force=True)
+
+
+def test_a_second_run_in_a_folder_is_refused_before_anything_is_done(whole: Path, tiny_start: Path) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigurationError, match=f"There is a run in {whole} already. Go on with it by --resume"):
+        run(tiny_run(tiny_start), whole)
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_nan_stops_a_run_names_the_step_and_the_checkpoint_to_go_on_from(
+    whole: Path, tiny_start: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "checkpoints" / "iteration-00004")
+    poison(out)
+    with pytest.raises(NotFinite) as stopped:
+        run(tiny_run(tiny_start), out, resume=True)
+    assert "In step 0 of trajectory 0 (" in str(stopped.value)
+    assert "of iteration 3, " in str(stopped.value)
+    assert f"The last good checkpoint is iteration-00002: go on from it by --resume {out}." in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"tasks": {"sources": ["hotpotqa:absent.json"]}}, "absent.json cannot be read"),
+        ({"tasks": {"sources": ["synthetic:L9"]}}, "There is no level 'L9'"),
+        ({"model": {"path": "absent/model"}}, "The model 'absent/model' cannot be loaded"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_no_folder(
+    tables: dict[str, Any], said: str, tiny_start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigurationError, match=said):
+        run(tiny_run(tiny_start, **tables), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nobody_demonstrates_hotpotqa(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, tasks={"sources": [f"hotpotqa:{hotpotqa_file(tmp_path)}"]}, warm_start={})
+    with pytest.raises(ConfigurationError, match=r"Nobody demonstrates hotpotqa:.* --model"):
+        run(changed(config, model={"path": None}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    model = write_random(tmp_path / "model", template=None)
+    with pytest.raises(ConfigurationError, match="has no chat template"):
+        run(tiny_run(model), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_that_never_ends_a_turn_is_data(tmp_path: Path) -> None:
+    # Its turns are all cut off: episodes end, are paid for what they are, and are learnt from.
+    model = write_random(tmp_path / "model")
+    environment = {"tokenizer": "estimate", "budget_tokens": 4000, "max_rounds": 2}
+    grpo = {"iterations": 1, "turn_tokens": 3}
+    config = tiny_run(model, environment=environment, grpo=grpo, evaluation={"final_episodes": 1})
+    out = run(config, tmp_path / "run")
+    [(_, figures, _)] = totals(out)
+    assert figures["success"] == 0
+    assert figures["steps"] >= 1
+
+
+def test_early_stop_ends_with_the_weights_of_the_best_evaluation(tiny_start: Path, tmp_path: Path) -> None:
+    # No evaluation is better than the first one, whose success is 0 as theirs is.
+    config = tiny_run(tiny_start, grpo={"iterations": 9, "patience": 2}, evaluation={"every": 1, "final_episodes": 1})
+    out = run(config, tmp_path / "run")
+    assert [one for one, _, _ in totals(out)] == [1, 2, 3]
+    assert_same(weights_of(out), load_weights(out / "best"))
+    state, last, _ = load_checkpoint_state(out / "checkpoints" / "iteration-00003")
+    assert (state.best_iteration, state.worse) == (1, 2)
+    assert any(not torch.equal(last[name], one) for name, one in weights_of(out).items())
+    run(config, out, resume=True)  # a run that is over goes no further
+    assert [one for one, _, _ in totals(out)] == [1, 2, 3]
+
+
+def test_an_adapter_is_trained_on_hotpotqa_and_merged_into_a_checkpoint_that_chats(tmp_path: Path) -> None:
+    model = write_random(tmp_path / "qwen2", max_position_embeddings=8192)
+    config = tiny_run(
+        model,
+        model={"lora_rank": 2, "dtype": "bfloat16", "gradient_checkpointing": True},
+        tasks={"sources": [f"hotpotqa:{hotpotqa_file(tmp_path)}"]},
+        environment={"tokenizer": "estimate", "budget_tokens": 8000, "max_rounds": 2, "system": None},
+        grpo={"iterations": 1, "turn_tokens": 4, "tasks": 1, "beta": 0.1},
+        reward={"variant": "paper"},
+        evaluation={"final_episodes": 1},
+    )
+    out = run(config, tmp_path / "run")
+    assert weights_of(out).keys() == weights_of(model).keys()
+    assert all(one.dtype == torch.bfloat16 for one in weights_of(out).values())
+    _, trained, _ = load_checkpoint_state(out / "checkpoints" / "iteration-00001")
+    assert all("lora_" in name for name in trained)
+    assert evaluations(out) == [("before", 0, "hotpotqa hotpot.json"), ("after", 1, "hotpotqa hotpot.json")]
+    assert "trained from" in (out / "README.md").read_text()
+
+
+async def test_the_trained_checkpoint_is_a_policy(whole: Path) -> None:
+    policy = LocalPolicy(whole, max_tokens=12)
+    said = await policy.act(Prompt((ChatMessage("system", SYSTEM), ChatMessage("user", "ok"))))
+    await policy.close()
+    assert said.action_ids
+    assert policy.manner.system == SYSTEM
+
+
+def test_all_weights_are_kept_in_float32_while_the_arithmetic_is_bfloat16(tiny_start: Path, tmp_path: Path) -> None:
+    # A step of 1e-5 is lost in bfloat16, whose numbers near .02 are 1e-4 apart.
+    config = tiny_run(
+        tiny_start, model={"dtype": "bfloat16"}, grpo={"iterations": 2, "learning_rate": 1e-5, "beta": 1.0}
+    )
+    out = run(config, tmp_path / "run")
+    _, trained, _ = load_checkpoint_state(out / "checkpoints" / "iteration-00002")
+    assert {one.dtype for one in trained.values()} == {torch.float32}
+    start = weights_of(out / "start")
+    moved = sum(int((start[name].float() != one).sum()) for name, one in trained.items())
+    assert moved > 100
+    assert {one.dtype for one in weights_of(out).values()} == {torch.bfloat16}
+    ratios = [one.update.ratio_max for one in MetricsFile(out / "metrics.jsonl").read().of_phase("grpo")]
+    assert max(one or 0 for one in ratios) < 1.2
+
+
+def test_a_warm_start_that_lacks_skills_is_not_gone_on_with_unless_forced(tmp_path: Path) -> None:
+    config = changed(
+        tiny_run(tmp_path, warm_start={"repeat_steps": 1, "drill_steps": 1, "episode_steps": 1, "episodes": 1}),
+        model={"path": None, "hidden_size": 8, "layers": 1, "heads": 1},
+        warm_start={"skill_drills": 12, "gate": 0.5},
+        grpo={"iterations": 1, "tasks": 1},
+        evaluation={"final_episodes": 1},
+    )
+    out = tmp_path / "run"
+    with pytest.raises(ConfigurationError, match=r"lacks skills .*names 0\.00.*--resume .*run --force"):
+        run(config, out)
+    assert totals(out) == []
+    run(config, out, resume=True, force=True)
+    metrics = MetricsFile(out / "metrics.jsonl").read()
+    assert [one.phase for one in metrics.iterations] == ["warm start", "grpo"]
+    assert evaluations(out) == [("before", 1, "L1"), ("after", 2, "L1")]
+    assert not all(gate["passed"] for gate in json.loads((out / "report.json").read_text())["gates"])
+
+
+def test_a_run_that_was_killed_in_its_warm_start_begins_it_anew(whole: Path, tiny_start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / ".start").mkdir(parents=True)
+    (out / ".start" / "config.json").write_text("{")
+    (out / "config.toml").write_text(as_toml(tiny_run(tiny_start)))
+    run(tiny_run(tiny_start), out, resume=True)
+    assert_same(weights_of(out), weights_of(whole))
+    assert totals(out) == totals(whole)
+
+
+def test_two_processes_make_one_run(tiny_start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (tmp_path / "config.toml").write_text(
+        as_toml(tiny_run(tiny_start, grpo={"tasks": 3, "iterations": 3}, evaluation={"final_episodes": 1}))
+    )
+    in_two_processes(one_of_several.SCRIPT, str(tmp_path / "config.toml"), str(out))
+    assert [one for one, _, _ in totals(out)] == [1, 2, 3]
+    first = MetricsFile(out / "metrics.jsonl").read().of_phase("grpo")[0].rollouts
+    assert first is not None
+    assert first.episodes == 6
+    assert evaluations(out) == [("before", 0, "L1"), ("during", 2, "L1"), ("after", 3, "L1")]
+    # The second process named another folder, as one does whose clock has moved on by a second.
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["config.toml", "run"]
