@@ -86,9 +86,7 @@ async def roll_out(  # noqa: PLR0913  what rollouts are made of
         async def live(number: int) -> Episode:
             try:
                 namespace = f"{name}-{number}"
-                return await run_episode(
-                    jobs[number], members[number], world, rules, namespace=namespace, seed=seed
-                )
+                return await run_episode(jobs[number], members[number], world, rules, namespace=namespace, seed=seed)
             finally:
                 members[number].leave()
 

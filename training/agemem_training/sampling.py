@@ -237,7 +237,8 @@ class _Batch:
         self._cache = DynamicCache()
         room = self._width + max_tokens
         layers = model.config.get_text_config().num_hidden_layers
-        self._cache.layers = [_Layer(rows, kept, layer, old, room) for layer in range(layers)]
+        self._layers = [_Layer(rows, kept, layer, old, room) for layer in range(layers)]
+        self._cache.layers.extend(self._layers)
         self._mask_B_T = torch.zeros(len(rows), room, dtype=torch.long, device=device)
         ids_B_T = torch.zeros(len(rows), new, dtype=torch.long, device=device)
         positions_B_T = torch.zeros(len(rows), new, dtype=torch.long, device=device)
@@ -276,7 +277,7 @@ class _Batch:
         read = self._mask_B_T[place, : self._width].bool()
         layers = [
             (layer.keys[place, :, : self._width][:, read], layer.values[place, :, : self._width][:, read])
-            for layer in self._cache.layers
+            for layer in self._layers
             if layer.keys is not None and layer.values is not None
         ]
         self.kept[row.asked.number] = _Kept([*row.prompt_ids, *row.action_ids[:-1]], layers)
@@ -284,7 +285,7 @@ class _Batch:
     def _leave(self, staying: list[int]) -> None:
         self.live = [self.live[place] for place in staying]
         kept = torch.tensor(staying, device=self._model.device)
-        for layer in self._cache.layers:
+        for layer in self._layers:
             layer.reorder_cache(kept)  # type: ignore[arg-type]  a LongTensor to torch, a Tensor to its stubs
         self._mask_B_T = self._mask_B_T[kept]
 

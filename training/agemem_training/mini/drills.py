@@ -6,9 +6,8 @@ second. Their names are those of the ``train`` split and others that belong to n
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from agemem_policies.policy import ChatMessage
 from agemem_policies.protocol import Call, Turn, render
@@ -25,6 +24,8 @@ from agemem_training.tasks.synthetic.names import draw_names, draw_practice_name
 from agemem_training.tasks.synthetic.stories import sentence
 
 if TYPE_CHECKING:
+    import random
+
     from agemem_training.tasks.synthetic.language import Relation
     from agemem_training.tasks.synthetic.names import NameKind, Split
 
@@ -75,10 +76,10 @@ class _Scene:
     def __post_init__(self) -> None:
         rng = self.rng
         kinds: dict[NameKind, int] = {"person": 14, "firm": 10, "town": 10}
-        self.names = {
-            kind: draw_practice_names(rng, kind, count) if self.split == "train" else draw_names(rng, kind, self.split, count)
-            for kind, count in kinds.items()
-        }
+        if self.split == "train":
+            self.names = {kind: draw_practice_names(rng, kind, count) for kind, count in kinds.items()}
+        else:
+            self.names = {kind: draw_names(rng, kind, self.split, count) for kind, count in kinds.items()}
         first = rng.randrange(1, 70)
         self.ids = [f"mem_{first + place}" for place in rng.sample(range(25), 20)]
         self.date = f"{rng.randrange(2024, 2031)}-{rng.randrange(1, 13):02d}-{rng.randrange(1, 29):02d}"
@@ -135,7 +136,7 @@ def drill(rng: random.Random, *, system: str, split: Split = "train", skill: Ski
         skill: what it needs; None for any.
     """
     scene = _Scene(rng, split, system)
-    chosen = skill or rng.choices(get_args(Skill), [_WEIGHTS[one] for one in get_args(Skill)])[0]
+    chosen: Skill = skill or rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
     match chosen:
         case "add":
             for _ in range(rng.randint(1, 3)):

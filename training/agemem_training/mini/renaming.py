@@ -31,38 +31,47 @@ class Renamer:
 
     @cached_property
     def ids(self) -> dict[str, int]:
+        """Each token's id."""
         return dict(self.tokenizer.get_vocab())
 
     @cached_property
     def heads(self) -> dict[int, tuple[NameKind, str]]:
+        """Of names: of what kind they are, and how they are spelled."""
         return {self.ids[head]: (kind, head) for kind, (heads, _) in PARTS.items() for head in heads}
 
     @cached_property
     def tails(self) -> dict[int, str]:
+        """Of names, of any kind."""
         return {self.ids[f"##{tail}"]: tail for _, all_tails in PARTS.values() for tail in all_tails}
 
     @cached_property
     def pairs(self) -> dict[int, int]:
+        """Two digits that begin a number: which number they are."""
         return {self.ids[f"{number:02d}"]: number for number in range(100)}
 
     @cached_property
     def second_pairs(self) -> frozenset[int]:
+        """Two digits that go on with a number."""
         return frozenset(self.ids[f"##{number:02d}"] for number in range(100))
 
     @cached_property
     def memory_ids(self) -> dict[int, int]:
+        """``mem_7`` is 7."""
         return {number: int(name[4:]) for name, number in self.ids.items() if name.startswith("mem_")}
 
     @cached_property
     def years(self) -> frozenset[int]:
+        """That begin a date as it stands before a memory."""
         return frozenset(number for name, number in self.ids.items() if name.endswith("-") and len(name) == 5)  # noqa: PLR2004  "2026-"
 
     @cached_property
     def foods(self) -> tuple[int, ...]:
+        """In the order of :data:`FOODS`."""
         return tuple(self.ids[food] for food in FOODS)
 
     @cached_property
     def months(self) -> tuple[int, ...]:
+        """In the order of the calendar."""
         return tuple(self.ids[month] for month in MONTHS)
 
     def renamed(self, ids: Sequence[int], rng: random.Random) -> list[int]:
@@ -94,9 +103,7 @@ class _Cast:
 
     def __post_init__(self) -> None:
         known, rng = self.renamer, self.rng
-        self._stock = {
-            kind: rng.sample(heads, k=len(heads)) for kind, (heads, _) in PARTS.items()
-        }
+        self._stock = {kind: rng.sample(heads, k=len(heads)) for kind, (heads, _) in PARTS.items()}
         self._one = dict(zip(known.foods, rng.sample(known.foods, len(FOODS)), strict=True))
         self._one |= dict(zip(known.months, rng.sample(known.months, len(MONTHS)), strict=True))
         highest = max((known.memory_ids[one] for one in self.ids if one in known.memory_ids), default=0)

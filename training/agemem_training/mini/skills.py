@@ -58,7 +58,8 @@ def measure_skills(
     exchanges = [one for _ in range(drills) for one in drill(rng, system=system, split=split)]
     wanted = [(exchange, list(_skills_of(parse(exchange.turn)))) for exchange in exchanges]
     wanted = [(exchange, skills) for exchange, skills in wanted if skills]
-    right, tried = dict.fromkeys(SKILLS, 0), dict.fromkeys(SKILLS, 0)
+    right: dict[str, int] = dict.fromkeys(SKILLS, 0)
+    tried: dict[str, int] = dict.fromkeys(SKILLS, 0)
     for start in range(0, len(wanted), _BATCH):
         part = wanted[start : start + _BATCH]
         sampler.forget()

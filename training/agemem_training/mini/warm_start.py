@@ -92,7 +92,7 @@ class Teacher:
         return rows
 
     def repeat_row(self, rng: random.Random) -> Row:
-        """Random phrases, each of them two or three times; to be written is what comes again, but for its first word."""
+        """Random phrases, each two or three times; to be written is what comes again, but for its first word."""
         phrases = [rng.choices(self._words, k=rng.randint(2, 6)) for _ in range(rng.randint(3, 8))]
         order = [number for number in range(len(phrases)) for _ in range(rng.randint(2, 3))]
         rng.shuffle(order)
@@ -126,7 +126,9 @@ class Teacher:
 
     def _with_ids(self, step: Step, encoder: ChatEncoder) -> Step:
         text = step.completion.text
-        ids = Completion(text, prompt_ids=tuple(encoder.encode(step.prompt.messages)), action_ids=tuple(self._ids(text)))
+        ids = Completion(
+            text, prompt_ids=tuple(encoder.encode(step.prompt.messages)), action_ids=tuple(self._ids(text))
+        )
         return replace(step, completion=ids)
 
     def _ids(self, text: str) -> list[int]:
@@ -169,7 +171,7 @@ def warm_up(  # noqa: PLR0913  what it stands on
     repeats = batches(lambda: teacher.repeat_row(rng), rng, max_tokens=config.batch_tokens)
     drills = batches(lambda: teacher.drill_row(encoder, rng), rng, max_tokens=config.batch_tokens)
     episodes = batches(renamed, rng, max_tokens=config.batch_tokens)
-    phases = ("repeats",) * config.repeat_steps + ("drills",) * config.drill_steps + ("episodes",) * config.episode_steps
+    phases = ["repeats"] * config.repeat_steps + ["drills"] * config.drill_steps + ["episodes"] * config.episode_steps
     learning = Supervised(
         model,
         learning_rate=config.learning_rate,
@@ -182,4 +184,3 @@ def warm_up(  # noqa: PLR0913  what it stands on
             rows = episodes
         weight = 0.0 if phase == "repeats" else config.observation_weight
         on_fit(phase, number + 1, len(phases), learning.step(next(rows), observation_weight=weight))
-
