@@ -6,8 +6,10 @@ A checkpoint's folder may hold ``agent.json`` with these; chats and the chat end
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, cast
+
+from pydantic import TypeAdapter, ValidationError
 
 from agemem_mcp.errors import ConfigurationError
 
@@ -26,7 +28,7 @@ class Manner:
 
     system: str | None = None
     """Its system prompt."""
-    recalled: int = 0
+    recalled: int | None = None
     """Hits that are retrieved for it with each message."""
     window_tokens: int | None = None
     """What it can take in."""
@@ -34,7 +36,7 @@ class Manner:
     """What a turn of it needs."""
     frame_tokens: int | None = None
     """What its chat template puts around a message."""
-    own_summaries: bool = True
+    own_summaries: bool | None = None
     """Whether it can write a summary when it is asked for one."""
 
     def applied_to(self, options: AgentOptions) -> AgentOptions:
@@ -47,6 +49,9 @@ class Manner:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+_READ = TypeAdapter(Manner)
+
+
 def manner_of(folder: Path) -> Manner:
     """What a checkpoint's folder says; a folder without the file wants nothing in particular.
 
@@ -57,12 +62,18 @@ def manner_of(folder: Path) -> Manner:
     if not path.is_file():
         return Manner()
     try:
-        said = json.loads(path.read_text("utf-8"))
-        known = {one.name for one in fields(Manner)}
-        return Manner(**{name: value for name, value in said.items() if name in known})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        msg = f"{path} does not say how the policy is used ({error}). Take it away, or put the trained one back."
-        raise ConfigurationError(msg) from error
+        return _READ.validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _unusable(path, f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}") from error
+    except OSError as error:
+        raise _unusable(path, str(error)) from error
+
+
+def _unusable(path: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} does not say how the policy is used ({reason}). Take it away, or put the trained one back."
+    )
 
 
 def options_for(policy: Policy, options: AgentOptions) -> AgentOptions:

@@ -73,7 +73,8 @@ async def roll_out(  # noqa: PLR0913  what rollouts are made of
         name: begins each namespace.
 
     Raises:
-        AgeMemError: a memory server or the sampler failed.
+        ExceptionGroup: of AgeMemErrors; a memory server failed, and the other episodes were given up. Where the
+            sampler fails, the episodes that wait for it end with ``StopReason.PROVIDER_ERROR``.
     """
     began = time.perf_counter()
     jobs = [task for task in tasks for _ in range(per_task)]
@@ -145,6 +146,8 @@ class Cohort:
         return await answer
 
     def _go_on(self) -> None:
+        # Where an episode failed the others are cancelled: nobody waits for their turns any more.
+        self._waiting = [one for one in self._waiting if not one.answer.done()]
         if not self._waiting or len(self._waiting) < self._alive:
             return
         waiting = sorted(self._waiting, key=lambda one: one.asked.number)

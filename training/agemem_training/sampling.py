@@ -238,7 +238,7 @@ class _Batch:
         room = self._width + max_tokens
         layers = model.config.get_text_config().num_hidden_layers
         self._layers = [_Layer(rows, kept, layer, old, room) for layer in range(layers)]
-        self._cache.layers = [*self._layers]
+        self._cache.layers.extend(self._layers)
         self._mask_B_T = torch.zeros(len(rows), room, dtype=torch.long, device=device)
         ids_B_T = torch.zeros(len(rows), new, dtype=torch.long, device=device)
         positions_B_T = torch.zeros(len(rows), new, dtype=torch.long, device=device)

@@ -7,6 +7,7 @@ the names is one of a held-out split (`practice_tails`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
