@@ -26,8 +26,9 @@ from agemem_training.tasks.synthetic.stories import sentence
 if TYPE_CHECKING:
     import random
 
+    from agemem_training.tasks.source import Split
     from agemem_training.tasks.synthetic.language import Relation
-    from agemem_training.tasks.synthetic.names import NameKind, Split
+    from agemem_training.tasks.synthetic.names import NameKind
 
 Skill: TypeAlias = Literal["add", "update", "delete", "answer", "two hops", "small talk"]
 

@@ -58,9 +58,7 @@ class Renamer:
     @cached_property
     def memory_ids(self) -> dict[int, int]:
         """Of memory ids, and their numbers."""
-        return {
-            number: int(name[4:]) for name, number in self.ids.items() if name.startswith("mem_") and name[4:].isdigit()
-        }
+        return {number: int(name[4:]) for name, number in self.ids.items() if re.fullmatch(r"mem_\d+", name)}
 
     @cached_property
     def years(self) -> frozenset[int]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from agemem_policies.protocol import Turn
     from agemem_training.sampling import TurnSampler
-    from agemem_training.tasks.synthetic.names import Split
+    from agemem_training.tasks.source import Split
 
 SKILLS = ("names", "numbers", "closed lists", "ids", "first query", "second query", "answers")
 _BATCH = 64
