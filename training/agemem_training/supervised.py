@@ -89,7 +89,7 @@ class Supervised:
         weights_N = is_action_N.float() + observation_weight
         loss = (losses_N * weights_N).sum() / weights_N.sum()
         if not bool(torch.isfinite(loss)):
-            msg = f"The loss of supervised step {self._done + 1} is {float(loss)}. Lower the learning rate."
+            msg = f"The loss of supervised step {self._done + 1} is {float(loss.detach())}. Lower the learning rate."
             raise NotFinite(msg)
         self._apply(loss)
         with torch.no_grad():
@@ -117,7 +117,7 @@ def batches(make: Callable[[], Row], rng: random.Random, *, max_tokens: int) -> 
     Args:
         make: gives one more row.
         rng: source of chance.
-        max_tokens: of a batch, padding included; at least two rows.
+        max_tokens: of a batch, if all of its rows were as short as the shortest; at least two rows.
     """
     pool: list[Row] = []
     while True:
