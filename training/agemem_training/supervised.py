@@ -127,5 +127,7 @@ def batches(make: Callable[[], Row], rng: random.Random, *, max_tokens: int) -> 
         start = rng.randrange(len(pool))
         count = max(2, max_tokens // len(pool[start]))
         start = max(0, min(start, len(pool) - count))
+        while count > 2 and count * len(pool[start + count - 1]) > max_tokens:  # noqa: PLR2004  at least two
+            count -= 1
         yield pool[start : start + count]
         del pool[start : start + count]

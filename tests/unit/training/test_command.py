@@ -34,6 +34,12 @@ _LIMIT_S = 120
 
 
 @pytest.fixture(autouse=True)
+def _own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Loggers keep the stderr that they first wrote to, and that of a command run in here is closed after its test.
+    monkeypatch.setattr("agemem_training.command.start_logging", lambda _level: None)
+
+
+@pytest.fixture(autouse=True)
 def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 

@@ -70,7 +70,7 @@ class Talks:
 def assert_belongs(model: Any, done: Completion, *, temperature: float = 1.0) -> None:
     """A turn's log-probabilities are those of one forward pass."""
     wanted = full_pass(model, done, temperature=temperature)
-    torch.testing.assert_close(torch.tensor(done.logprobs), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(done.logprobs), wanted, atol=1e-4, rtol=0)
 
 
 def same_turns(ones: Sequence[Completion], others: Sequence[Completion]) -> None:
@@ -78,7 +78,7 @@ def same_turns(ones: Sequence[Completion], others: Sequence[Completion]) -> None
     for one, other in zip(ones, others, strict=True):
         assert (one.text, one.prompt_ids, one.action_ids) == (other.text, other.prompt_ids, other.action_ids)
         assert one.cut_off == other.cut_off
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 async def test_greedy_turns_are_those_of_the_local_policy(model: Any, tmp_path: Path) -> None:

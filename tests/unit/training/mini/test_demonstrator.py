@@ -18,7 +18,7 @@ from tests.unit.training.playing import LEXICAL
 from agemem_policies.steps import StopReason
 from agemem_training.environment import Rules, run_episode
 from agemem_training.mini.demonstrator import EXPERT, NOISY, Demonstrator, Habits
-from agemem_training.record import CONSTRUCTION, DISTRACTION
+from agemem_training.record import CONSTRUCTION, DISTRACTION, REASONING
 from agemem_training.rewards import reward
 from agemem_training.tasks.synthetic import Stories
 from agemem_training.worlds import WorldSettings, in_process
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from agemem_training.record import Episode
     from agemem_training.worlds import InProcessWorld
 
-BUDGET = 640
+BUDGET = 512
 RULES = Rules(system="You manage memory.", max_rounds=40, recalled=2, own_summaries=False)
 
 
@@ -85,7 +85,8 @@ async def test_the_distractors_of_l3_overflow_the_window_of_whoever_does_not_cle
     async with mini_world(tmp_path, **LEXICAL) as world:
         episodes = await shown(world, "L3", replace(EXPERT, clears=0.0), 10)
     assert {episode.stop_reason for episode in episodes} == {StopReason.CONTEXT_OVERFLOW}
-    assert {episode.steps[-1].stage for episode in episodes} == {DISTRACTION}
+    # At the latest when the query comes.
+    assert {episode.steps[-1].stage for episode in episodes} <= {DISTRACTION, REASONING}
     assert max(step.context_tokens for one in episodes for step in one.steps if step.stage == CONSTRUCTION) < BUDGET
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from tests.unit.training.tiny_policy import SYSTEM, mini_tokenizer, prompt_of
+from tests.unit.training.untrained import SYSTEM, mini_tokenizer, prompt_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agemem_policies.agent import Agent

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.training.tiny_policy import SYSTEM, mini_tokenizer
+from tests.unit.training.untrained import SYSTEM, mini_tokenizer
 
 from agemem_training.mini.drills import drill
 from agemem_training.mini.renaming import Renamer
-from agemem_training.tasks.synthetic.names import FOODS, MONTHS, PARTS, split_of
+from agemem_training.tasks.synthetic.names import FOODS, MONTHS, PARTS, split_of_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +110,7 @@ def test_no_name_is_one_of_a_held_out_split(seed: int) -> None:
     ids = row_of(seed)
     for kind, words in items_of(renamer().renamed(ids, random.Random(seed))):
         if kind in PARTS:
-            assert split_of(words[0] + words[1][2:]) == "train"
+            assert split_of_name(words[0] + words[1][2:]) == "train"
 
 
 @given(SEEDS)

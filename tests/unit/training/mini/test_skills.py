@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from tests.unit.training.tiny_policy import SYSTEM, chatty_model, mini_tokenizer, wordy_model
+from tests.unit.training.untrained import SYSTEM, chatty_model, mini_tokenizer, wordy_model
 
 from agemem_policies.protocol import Call, Turn, parse
 from agemem_training.mini.drills import drill

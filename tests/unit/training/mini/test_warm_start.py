@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.unit.training.tiny_policy import SYSTEM, mini_tokenizer
+from tests.unit.training.untrained import SYSTEM, mini_tokenizer
 
 from agemem_mcp.domain.memory import Actor, MemoryEventKind
 from agemem_policies.local.chat_ids import ChatEncoder
@@ -59,7 +59,9 @@ async def test_demonstrations_come_from_the_real_server() -> None:
         # What the ledger holds is what the episode's observations say.
         added = [event.record.memory_id for event in episode.events if event.kind is MemoryEventKind.ADD]
         told = [one.text for step in episode.steps for one in step.observations if one.text.startswith("Stored as ")]
-        assert [text.removeprefix("Stored as ").removesuffix(".") for text in told] == added[-len(told) :]
+        assert [text.splitlines()[0].removeprefix("Stored as ").removesuffix(".") for text in told] == added[
+            -len(told) :
+        ]
         assert any(one.content.startswith("<retrieved_memories>") for one in episode.steps[-1].prompt.messages)
 
 
