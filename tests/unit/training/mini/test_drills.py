@@ -28,7 +28,7 @@ from agemem_training.tasks.synthetic.names import FOODS, MONTHS, PARTS, practice
 from agemem_training.worlds import WorldSettings
 
 if TYPE_CHECKING:
-    from agemem_training.tasks.synthetic.names import Split
+    from agemem_training.tasks.source import Split
 
 SKILLS: tuple[Skill, ...] = get_args(Skill)
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
