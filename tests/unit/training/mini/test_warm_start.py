@@ -59,9 +59,8 @@ async def test_demonstrations_come_from_the_real_server() -> None:
         # What the ledger holds is what the episode's observations say.
         added = [event.record.memory_id for event in episode.events if event.kind is MemoryEventKind.ADD]
         told = [one.text for step in episode.steps for one in step.observations if one.text.startswith("Stored as ")]
-        assert [text.splitlines()[0].removeprefix("Stored as ").removesuffix(".") for text in told] == added[
-            -len(told) :
-        ]
+        named = [text.splitlines()[0].removeprefix("Stored as ").removesuffix(".") for text in told]
+        assert named == added[-len(told) :]
         assert any(one.content.startswith("<retrieved_memories>") for one in episode.steps[-1].prompt.messages)
 
 
