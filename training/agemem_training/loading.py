@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agemem_mcp.errors import ConfigurationError
-from agemem_policies.local.checkpoint import first_line
+from agemem_policies.local.checkpoint import eos_ids_of, first_line
 from agemem_training.config import SHIPPED
 
 if TYPE_CHECKING:
@@ -99,15 +99,6 @@ def _hub_answers() -> bool:
     except httpx.HTTPError:
         return False
     return True
-
-
-def eos_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:  # noqa: ANN401  transformers' classes have no common type
-    """Every token that ends a turn."""
-    named: set[int | None] = {tokenizer.eos_token_id}
-    for config in (model.generation_config, model.config.get_text_config()):
-        ids: int | list[int] | None = getattr(config, "eos_token_id", None)
-        named |= set(ids) if isinstance(ids, list) else {ids}
-    return frozenset(one for one in named if one is not None)
 
 
 def _prepared(model: Any, config: ModelConfig) -> Any:  # noqa: ANN401  as above

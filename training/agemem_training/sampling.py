@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
@@ -284,9 +284,9 @@ class _Batch:
 
     def _leave(self, staying: list[int]) -> None:
         self.live = [self.live[place] for place in staying]
-        kept = torch.tensor(staying, device=self._model.device)
+        kept = cast("torch.LongTensor", torch.tensor(staying, device=self._model.device))
         for layer in self._layers:
-            layer.reorder_cache(kept)  # type: ignore[arg-type]  a LongTensor to torch, a Tensor to its stubs
+            layer.reorder_cache(kept)
         self._mask_B_T = self._mask_B_T[kept]
 
     def _forward(self, ids_B_T: Tensor, positions_B_T: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from agemem_mcp.errors import ConfigurationError
-from agemem_training.loading import Trainable, eos_ids_of
+from agemem_policies.local.checkpoint import eos_ids_of
+from agemem_training.loading import Trainable
 from agemem_training.mini.drills import drill
 from agemem_training.mini.model import build_model
 from agemem_training.mini.skills import measure_skills

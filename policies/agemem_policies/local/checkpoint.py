@@ -78,7 +78,7 @@ def load_checkpoint(folder: Path, *, device: str, dtype: str) -> Checkpoint:
             "config, weights (safetensors) and tokenizer, of an architecture that this release of transformers knows."
         )
         raise ConfigurationError(message) from error
-    return Checkpoint(model, tokenizer, _eos_ids(model, tokenizer), _window(model))
+    return Checkpoint(model, tokenizer, eos_ids_of(model, tokenizer), _window(model))
 
 
 def free_memory() -> None:
@@ -151,7 +151,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:  # noqa: ANN401  as above
+def eos_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:  # noqa: ANN401  as above
     """The generation config's, and the tokenizer's: a base model's configs do not know how a chat ends."""
     named: set[int | None] = {tokenizer.eos_token_id}
     for config in (model.generation_config, model.config.get_text_config()):
