@@ -16,6 +16,7 @@ import peft
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
+from tests.unit.training.processes import end_when_hanging
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from agemem_training.config import GrpoConfig
@@ -77,6 +78,7 @@ def global_batches() -> list[list[Row]]:
 
 
 def main() -> None:
+    end_when_hanging()
     torch.set_num_threads(1)
     out, of_first = Path(sys.argv[1]), int(sys.argv[2])
     for kind in KINDS:

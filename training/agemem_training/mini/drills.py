@@ -18,6 +18,7 @@ from agemem_training.tasks.synthetic.language import (
     SMALL_TALK,
     TWO_HOPS,
     draw_value,
+    practice_opening,
     wording,
 )
 from agemem_training.tasks.synthetic.names import draw_names, draw_practice_names
@@ -35,6 +36,8 @@ Skill: TypeAlias = Literal["add", "update", "delete", "answer", "two hops", "sma
 _WEIGHTS: dict[Skill, float] = {"add": 3, "update": 3, "delete": 2, "answer": 4, "two hops": 4, "small talk": 0.5}
 _RELATIONS = tuple(RELATIONS.values())
 _PLAIN_CHANGES = 0.4
+_PRACTICE_OPENINGS = 0.3
+"""Share of what is said in drills of the ``train`` split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,18 @@ class _Scene:
         return self.fact(fact.relation)
 
     def told(self, openings: dict[str, tuple[str, ...]], text: str) -> None:
-        self.hear(sentence(self.rng.choice(wording(openings, self.split)) + text))
+        opening = practice_opening(self.rng) if self._practises() else self.rng.choice(wording(openings, self.split))
+        self.hear(sentence(opening + text))
+
+    def asked(self, questions: dict[str, tuple[str, ...]], subject: str) -> None:
+        if self._practises():
+            text = practice_opening(self.rng) + self.rng.choice(questions["practice"])
+        else:
+            text = self.rng.choice(wording(questions, self.split))
+        self.hear(text.format(s=subject))
+
+    def _practises(self) -> bool:
+        return self.split == "train" and self.rng.random() < _PRACTICE_OPENINGS
 
     def observed(self, text: str) -> None:
         self.hear(f"<tool_response>\n{text}\n</tool_response>")
@@ -213,7 +227,7 @@ def _look_up(scene: _Scene, fact: _Known, thought: str = "look up") -> None:
 
 def _answer(scene: _Scene) -> None:
     fact = scene.fact()
-    scene.hear(scene.rng.choice(wording(fact.relation.questions, scene.split)).format(s=fact.subject))
+    scene.asked(fact.relation.questions, fact.subject)
     _look_up(scene, fact)
     scene.write(Turn(fact.thought, answer=fact.value))
 
@@ -222,7 +236,7 @@ def _two_hops(scene: _Scene) -> None:
     hops = scene.rng.choice(TWO_HOPS)
     first = scene.fact(RELATIONS[hops.first])
     second = scene.fact(RELATIONS[hops.second], first.value)
-    scene.hear(scene.rng.choice(wording(hops.questions, scene.split)).format(s=first.subject))
+    scene.asked(hops.questions, first.subject)
     _look_up(scene, first)
     _look_up(scene, second, first.thought)
     scene.write(Turn(second.thought, answer=second.value))

@@ -105,9 +105,10 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def _words(texts: Iterable[str], fixed: list[str]) -> set[str]:
-    """The words of texts, made-up names aside."""
+    """The words of texts, made-up names aside: those of practice as well, whose tail belongs to another kind."""
     whole = re.compile("|".join(map(re.escape, sorted(fixed, key=len, reverse=True))))
-    names = {head + tail for heads, tails in PARTS.values() for head in heads for tail in tails}
+    heads, tails = ({part for one in PARTS.values() for part in one[place]} for place in (0, 1))
+    names = {head + tail for head in heads for tail in tails}
     found: set[str] = set()
     for text in texts:
         found |= set(re.findall("[A-Za-z]+", whole.sub(" ", text)))

@@ -6,6 +6,7 @@ other distractors. Their words are mostly known ones.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -76,9 +77,11 @@ ASKED: dict[str, tuple[str, ...]] = {
         "Now a question: {direct}",
         "Hello again. {direct}",
     ),
+    "practice": ("{direct}", "{indirect}.", "{indirect}?"),
     "test": ("Do you know {indirect}?", "Please say {indirect}.", "Hello, one question: {direct}"),
 }
-"""How a question is put; ``validation`` is asked as ``test`` is, about other names."""
+"""How a question is put; ``validation`` is asked as ``test`` is, about other names. Those of ``practice`` go after a
+`practice_opening`."""
 
 RELATIONS = {
     one.name: one
@@ -251,6 +254,24 @@ UNKNOWN = "unknown"
 def wording(texts: dict[str, tuple[str, ...]], split: Split) -> tuple[str, ...]:
     """What a split may say."""
     return texts["train" if split == "train" else "test"]
+
+
+_OPENING_WORDS = sorted(
+    {
+        word
+        for text in (*OPENINGS["train"], *CHANGED["train"], *SMALL_TALK["train"], *ASKED["train"])
+        for word in re.findall(r"[A-Za-z]+", text)
+        if word not in {"direct", "indirect"}
+    }
+)
+
+
+def practice_opening(rng: random.Random) -> str:
+    """Words in no order before what a drill says.
+
+    A policy that only ever heard a dozen openings would take another one for something else than an opening.
+    """
+    return " ".join(rng.choices(_OPENING_WORDS, k=rng.randint(1, 4))) + rng.choice((" ", ", ", ": ", ". "))
 
 
 def draw_value(rng: random.Random, kind: ValueKind, split: Split) -> str:
