@@ -35,9 +35,12 @@ class ModelConfig(_Frozen):
         default=None,
         description="Folder of a checkpoint, or a model's name at the hub; none: a small one from scratch.",
     )
-    hidden_size: int = Field(default=160, ge=8, description="From scratch: width.")
-    layers: int = Field(default=3, ge=1, description="From scratch: depth.")
-    heads: int = Field(default=5, ge=1, description="From scratch: attention heads.")
+    hidden_size: int = Field(default=144, ge=8, description="From scratch: width.")
+    layers: int = Field(default=4, ge=1, description="From scratch: depth.")
+    heads: int = Field(default=3, ge=1, description="From scratch: attention heads.")
+    rope_layers: int = Field(
+        default=2, ge=0, description="From scratch: the lower layers that know positions; those above go by content."
+    )
     lora_rank: int | None = Field(
         default=None, ge=1, description="Train a LoRA adapter of this rank; none: all weights."
     )

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 HABITS = {"expert": EXPERT, "noisy": NOISY}
 _AT_ONCE = 32
+_SHARED_WORDS = 0.7
+"""Share of the rows of repeats whose phrases are made of the same words."""
 
 
 async def demonstrate(  # noqa: PLR0913  what demonstrations are made of
@@ -92,16 +94,23 @@ class Teacher:
         return rows
 
     def repeat_row(self, rng: random.Random) -> Row:
-        """Random phrases, two or three times each; to be written is what comes again, but for its first word."""
-        phrases = [rng.choices(self._words, k=rng.randint(2, 6)) for _ in range(rng.randint(3, 8))]
+        """Random phrases, two or three times each; to be written is what comes again, but for its beginning.
+
+        Most have their words in common, so that more than one word tells which phrase is being repeated: so do the
+        memories among which the right one is to be found.
+        """
+        words, shown = self._words, 1
+        if rng.random() < _SHARED_WORDS:
+            words, shown = rng.sample(words, rng.randint(8, 20)), 3
+        phrases = [rng.choices(words, k=shown + rng.randint(1, 5)) for _ in range(rng.randint(3, 8))]
         order = [number for number in range(len(phrases)) for _ in range(rng.randint(2, 3))]
         rng.shuffle(order)
         row, seen = Row(), set[int]()
         for number in order:
             phrase = phrases[number]
-            row.read(phrase[:1] if number in seen else phrase)
+            row.read(phrase[:shown] if number in seen else phrase)
             if number in seen:
-                self._write(row, phrase[1:], 0)
+                self._write(row, phrase[shown:], 0)
             seen.add(number)
         return row
 
