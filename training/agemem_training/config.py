@@ -152,6 +152,9 @@ class GrpoConfig(_Frozen):
     trajectories: int = Field(default=8, ge=2, description="K: of each task.")
     learning_rate: float = Field(default=1e-6, gt=0)
     warmup: int = Field(default=5, ge=0, description="Iterations over which the learning rate rises.")
+    final_share: float = Field(
+        default=1.0, gt=0, le=1, description="Of the learning rate, left in the last iteration: it falls evenly."
+    )
     weight_decay: float = Field(default=0.0, ge=0)
     beta: float = Field(default=0.1, ge=0)
     clip: float | None = Field(default=None, gt=0)
@@ -176,6 +179,9 @@ class EvaluationConfig(_Frozen):
     episodes: int = Field(default=48, ge=1, description="Of each source, then.")
     final_episodes: int = Field(default=200, ge=1, description="Of each source, on the test split, before and after.")
     sampled: bool = Field(default=True, description="At the end also with sampling, not greedy alone.")
+    demonstrator: Literal["expert", "noisy"] | None = Field(
+        default=None, description="Measured on the same tasks, to compare with; synthetic tasks alone have one."
+    )
 
 
 class RunConfig(_Frozen):

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from agemem_training.evaluating import Place, Policy, evaluate
+from agemem_training.evaluating import Place, Policy, evaluate, graded
+from agemem_training.mini.warm_start import demonstrate
+from agemem_training.reporting.figures import evaluate_figures
 from agemem_training.reporting.metrics import Evaluation
 from agemem_training.reporting.results import DURING
 from agemem_training.rewards import RewardSettings
 from agemem_training.settings_of import judge_of, rules_of, world_of
 from agemem_training.tasks.choosing import parse_source
+from agemem_training.tasks.synthetic import Stories
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from agemem_training.config import RunConfig
     from agemem_training.journal import Journal
     from agemem_training.loading import Trainable
+    from agemem_training.reporting.figures import EpisodeFigures
     from agemem_training.tasks.source import Split, TaskSource
 
 
@@ -57,6 +61,25 @@ class HeldOut:
                     greedy_success.append(found.episodes.mean("success"))
         return fmean(greedy_success)
 
+    async def measure_demonstrator(self, habits: str) -> None:
+        """Measure the demonstrator as well, where there is one, on the tasks of *before* and *after*."""
+        for text in self.sources:
+            choice, name = parse_source(text), f"{habits} demonstrator"
+            if choice.kind != "synthetic" or self.journal.recorded(name, self._level(text), 0, greedy=True):
+                continue
+            self.journal.progress.note(f"measuring the {name}: {self._level(text)}")
+            episodes = await demonstrate(
+                Stories(choice.place),
+                self.config.evaluation.final_episodes,
+                world_of(self.config, self.tokenizer_folder),
+                rules_of(self.config),
+                habits=habits,
+                seed=self.config.seed,
+                split="test",
+            )
+            figures = evaluate_figures(episodes, await graded(episodes, self._place()))
+            self.journal.evaluated(self._evaluation(text, name, 0, figures, greedy=True))
+
     async def _measured(
         self, trainable: Trainable, text: str, name: str, iteration: int, *, greedy: bool
     ) -> Evaluation:
@@ -67,23 +90,26 @@ class HeldOut:
         figures = await evaluate(
             Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, config.grpo.turn_tokens),
             self.sources[text],
-            Place(
-                rules_of(config),
-                world_of(config, self.tokenizer_folder),
-                judge_of(config),
-                RewardSettings(variant=config.reward.variant),
-            ),
+            self._place(),
             split=split,
             seed=seed,
             episodes=episodes,
             greedy=greedy,
         )
+        return self._evaluation(text, name, iteration, figures, greedy=greedy)
+
+    def _place(self) -> Place:
+        config = self.config
+        pay = RewardSettings(variant=config.reward.variant)
+        return Place(rules_of(config), world_of(config, self.tokenizer_folder), judge_of(config), pay)
+
+    def _evaluation(self, text: str, name: str, iteration: int, figures: EpisodeFigures, *, greedy: bool) -> Evaluation:
         return Evaluation(
             iteration=self.journal.warm_ups + iteration,
             name=name,
             level=self._level(text),
             greedy=greedy,
-            seed=seed,
+            seed=self.config.seed,
             episodes=figures,
         )
 

@@ -80,7 +80,7 @@ class Learner:
 
         Args:
             rows: of this process, with weights that sum to 1 over all processes.
-            iteration: from 1; the learning rate rises over the first ones.
+            iteration: from 1; the learning rate rises over the first ones and then falls, if it is to.
 
         Raises:
             NotFinite: a number is NaN or infinite; no weight was changed.
@@ -96,7 +96,7 @@ class Learner:
         if not math.isfinite(norm):
             msg = f"The gradient of iteration {iteration} is {norm}. Nothing was updated. Lower the learning rate."
             raise NotFinite(msg)
-        rate = self._config.learning_rate * min(1.0, iteration / max(1, self._config.warmup))
+        rate = self._rate(iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with _memory_error():
@@ -111,6 +111,12 @@ class Learner:
         ratio_max = float(self._over_processes(max(one.ratio_max for one in results)).max())
         loss, kl, entropy, clip_share, tokens = sums.tolist()
         return Updated(loss, norm, rate, kl, entropy, clip_share, ratio_max, int(tokens))
+
+    def _rate(self, iteration: int) -> float:
+        config = self._config
+        risen = min(1.0, iteration / max(1, config.warmup))
+        done = max(0, iteration - config.warmup) / max(1, config.iterations - config.warmup)
+        return config.learning_rate * risen * (1 - (1 - config.final_share) * min(1.0, done))
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Put back weights as :meth:`trained` gave them; the reference stays.

@@ -196,6 +196,8 @@ class TrainingRun:
         newest = folder.newest()
         self._journal.begin(0 if newest is None else load_checkpoint_state(newest)[0].iteration)
         await self._held_out.measure(self._loaded_start(accelerator, adapter=False), BEFORE, 0)
+        if self.config.evaluation.demonstrator is not None:
+            await self._held_out.measure_demonstrator(self.config.evaluation.demonstrator)
 
     def _check_resumed(self) -> None:
         before = load_config(self.folder.path / CONFIG)

@@ -10,13 +10,14 @@ import random
 import time
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agemem_mcp.errors import ConfigurationError
 from agemem_policies.local.checkpoint import eos_ids_of
-from agemem_training.loading import Trainable
+from agemem_training.loading import Trainable, load_trainable
 from agemem_training.mini.drills import drill
 from agemem_training.mini.model import build_model
+from agemem_training.mini.renaming import Renamer
 from agemem_training.mini.skills import measure_skills
 from agemem_training.mini.tokenizer import build_tokenizer
 from agemem_training.mini.warm_start import Teacher, demonstrate, warm_up
@@ -64,29 +65,40 @@ class WarmStart:
         self._stories()
 
     async def made(self, folder: Path) -> Trainable:
-        """Make it and save it.
+        """Make it, from nothing or from the model that is named, and save it.
 
         Args:
             folder: where it is saved.
 
         Raises:
-            ConfigurationError: the tasks have no demonstrator.
+            ConfigurationError: the tasks have no demonstrator, or the model that is named is no mini policy.
             NotFinite: the loss is NaN or infinite.
         """
         warm = self._warm()
-        self.progress.note("demonstrations for the vocabulary")
-        shown = await self._demonstrated(_VOCABULARY_EPISODES, None)
-        tokenizer = build_tokenizer([*_texts(shown), *self._drilled()])
+        named = self.config.model.model_copy(update={"lora_rank": None})
+        begun = None if named.path is None else load_trainable(named)
+        if begun is not None and not Renamer(begun.tokenizer).knows_names():
+            msg = (
+                f"A warm start goes on from a mini policy alone, and {named.path} has another tokenizer. Take "
+                "[warm_start] out of the configuration, or name what `agemem-mcp train --preset mini` made."
+            )
+            raise ConfigurationError(msg)
+        tokenizer = await self._tokenizer() if begun is None else begun.tokenizer
         tokenizer.save_pretrained(folder)
         self.progress.note(f"{warm.episodes} demonstrations of each level, on the server")
         shown = await self._demonstrated(warm.episodes, folder)
         teacher = Teacher(tokenizer, self.config.environment.system or "")
         rows: list[Row] = teacher.rows_of(shown)
-        model = build_model(self.config.model, tokenizer, seed=self.config.seed)
+        model = build_model(self.config.model, tokenizer, seed=self.config.seed) if begun is None else begun.model
         warm_up(model, teacher, rows, warm, seed=self.config.seed, on_fit=self._fitted)
         model.eval()
         model.save_pretrained(folder)
         return Trainable(model, tokenizer, eos_ids_of(model, tokenizer))
+
+    async def _tokenizer(self) -> Any:  # noqa: ANN401  transformers' classes have no common type
+        self.progress.note("demonstrations for the vocabulary")
+        shown = await self._demonstrated(_VOCABULARY_EPISODES, None)
+        return build_tokenizer([*_texts(shown), *self._drilled()])
 
     def gates(self, trainable: Trainable, folder: Path) -> list[SkillGate]:
         """Measure the copying skills, and note them in the folder."""

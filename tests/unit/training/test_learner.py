@@ -59,6 +59,12 @@ def test_the_learning_rate_rises_and_then_stays() -> None:
     assert [update.learning_rate for update in learned(one, [rows(2)] * 3)] == [0.005, 0.01, 0.01]
 
 
+def test_the_learning_rate_falls_to_the_share_that_is_left_in_the_last_iteration() -> None:
+    one = learner(tiny_model(), learning_rate=0.01, warmup=2, iterations=4, final_share=0.2)
+    rates = [update.learning_rate for update in learned(one, [rows(2)] * 5)]
+    assert rates == pytest.approx([0.005, 0.01, 0.006, 0.002, 0.002])
+
+
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_reference_is_the_policy_as_it_was(adapter: bool) -> None:
     batch = rows(3)

@@ -296,6 +296,32 @@ def test_a_warm_start_that_lacks_skills_is_not_gone_on_with_unless_forced(tmp_pa
     assert not all(gate["passed"] for gate in json.loads((out / "report.json").read_text())["gates"])
 
 
+def test_supervised_training_goes_on_from_a_policy_that_is_named_beside_its_demonstrator(
+    tiny_start: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(
+        tiny_start,
+        warm_start={"repeat_steps": 0, "drill_steps": 0, "episode_steps": 2, "drill_share": 0, "episodes": 1, "gate": 0}
+        | {"skill_drills": 60, "learning_rate": 1e-4, "muon_learning_rate": 1e-4},
+        grpo={"iterations": 0},
+        evaluation={"demonstrator": "expert"},
+    )
+    out = run(config, tmp_path / "run")
+    before, after = weights_of(tiny_start), weights_of(out / "start")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all(float((before[name] - after[name]).abs().max()) < 0.01 for name in before)
+    assert evaluations(out) == [("before", 1, "L1"), ("expert demonstrator", 1, "L1"), ("after", 1, "L1")]
+    compared = (out / "report.md").read_text().partition("## Compared with")[2].partition("\n## ")[0]
+    assert re.search(r"L1, greedy, seed 0 \| expert demonstrator \| 2 \| 1\.000", compared), compared
+
+
+def test_supervised_training_does_not_go_on_from_a_model_that_spells_names_otherwise(tmp_path: Path) -> None:
+    config = tiny_run(write_random(tmp_path / "other", chat_template="{{ messages }}"), warm_start={"episodes": 1})
+    with pytest.raises(ConfigurationError, match="has another tokenizer"):
+        run(config, tmp_path / "run")
+
+
 def test_a_run_that_was_killed_in_its_warm_start_begins_it_anew(whole: Path, tiny_start: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     (out / ".start").mkdir(parents=True)

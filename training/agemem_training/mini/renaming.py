@@ -35,6 +35,16 @@ class Renamer:
         """Every word's token."""
         return dict(self.tokenizer.get_vocab())
 
+    def knows_names(self) -> bool:
+        """Whether the tokenizer spells made-up names as heads and tails: the mini policy's does."""
+        parts = (
+            f"{mark}{part}"
+            for halves in PARTS.values()
+            for mark, half in zip(("", "##"), halves, strict=True)
+            for part in half
+        )
+        return all(part in self.ids for part in parts)
+
     @cached_property
     def heads(self) -> dict[int, tuple[NameKind, str]]:
         """Of heads of names: what they are heads of."""
@@ -143,7 +153,7 @@ class _Cast:
 
     def _is_code(self, before: int) -> bool:
         """Whether four digits after this token are a door code, and not a count of tokens."""
-        return before in {self.renamer.ids[word] for word in ("is", "longer", "</think><answer>")}
+        return before in {self.renamer.ids.get(word) for word in ("is", "longer", "</think><answer>")}
 
     def _name(self, kind: NameKind, head: int) -> tuple[int, int]:
         known = self.renamer

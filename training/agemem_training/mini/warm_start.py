@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agemem_training.environment import Rules
     from agemem_training.record import Episode
     from agemem_training.supervised import Fit
+    from agemem_training.tasks.source import Split
     from agemem_training.tasks.synthetic import Stories
     from agemem_training.worlds import WorldSettings
 
@@ -42,22 +43,30 @@ _SHARED_WORDS = 0.7
 
 
 async def demonstrate(  # noqa: PLR0913  what demonstrations are made of
-    stories: Stories, count: int, world: WorldSettings, rules: Rules, *, habits: str, seed: int
+    stories: Stories,
+    count: int,
+    world: WorldSettings,
+    rules: Rules,
+    *,
+    habits: str,
+    seed: int,
+    split: Split = "train",
 ) -> list[Episode]:
     """Demonstrated episodes on the real server.
 
     Args:
-        stories: what they are about, of the ``train`` split.
+        stories: what they are about.
         count: how many.
         world: the server's settings.
         rules: of the episodes.
         habits: the demonstrator's, ``expert`` or ``noisy``.
         seed: of the stories, and of what the demonstrator leaves to chance.
+        split: of the stories; nothing is learnt from those that are held out, only the demonstrator itself measured.
     """
     episodes: list[Episode] = []
     for start in range(0, count, _AT_ONCE):
         numbers = range(start, min(start + _AT_ONCE, count))
-        tasks = [stories.task("train", seed=seed, number=number) for number in numbers]
+        tasks = [stories.task(split, seed=seed, number=number) for number in numbers]
         async with in_process(world, seed=seed + start) as memory:
             policies = [
                 Demonstrator(

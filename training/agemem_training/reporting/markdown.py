@@ -104,7 +104,7 @@ def _gates(results: Results) -> str:
     rows = [
         [
             gate.skill,
-            with_interval(wilson(gate.right, gate.n)),
+            with_interval(wilson(gate.right, gate.n)) if gate.n else MISSING,
             str(gate.n),
             f"≥ {gate.required:g}",
             "yes" if gate.passed else "**no**",
