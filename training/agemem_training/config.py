@@ -87,6 +87,11 @@ class TasksConfig(_Frozen):
 class EnvironmentConfig(_Frozen):
     """An episode and its server."""
 
+    url: str | None = Field(
+        default=None,
+        description="Of a server that runs already, such as http://127.0.0.1:8000/mcp: its own settings hold, and what "
+        "episodes store stays in namespaces of their own. Its token is AGEMEM_TOKEN. None: a server in this process.",
+    )
     budget_tokens: int = Field(default=8192, ge=64, description="T_max: of a context, as the server counts.")
     tokenizer: str = Field(
         default="o200k_base", description="What the server counts with; `policy` is the policy's own tokenizer."

@@ -10,7 +10,7 @@ from agemem_training.reporting.figures import EpisodeFigures, evaluate_figures
 from agemem_training.rewards import Reward, RewardSettings, judged, reward
 from agemem_training.rollout import roll_out
 from agemem_training.sampling import TurnSampler
-from agemem_training.worlds import in_process
+from agemem_training.worlds import opened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ async def evaluate(  # noqa: PLR0913  what a measurement is made of
     policy.model.eval()
     lived: list[Episode] = []
     for start in range(0, len(tasks), _AT_ONCE):
-        async with in_process(place.world, seed=seed + start) as world:
+        async with opened(place.world, seed=seed + start) as world:
             part = tasks[start : start + _AT_ONCE]
             rollouts = await roll_out(part, sampler, world, place.rules, seed=seed + start, name="evaluation")
         lived += rollouts.episodes

@@ -38,6 +38,7 @@ from agemem_training.starting import SKILLS_FILE, WarmStart, read_gates
 from agemem_training.stopping import Interrupted, interrupts, single_errors
 from agemem_training.tasks.choosing import open_source, parse_source
 from agemem_training.trainer import Draws, Setting, Share, Trainer
+from agemem_training.worlds import opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,6 +126,10 @@ class TrainingRun:
         with interrupts(self._asked_to_stop):
             for text in self.config.tasks.sources:
                 self._sources[text] = await _opened(text, self.show)
+            if self.config.environment.url is not None:
+                # As with tasks: better now than after a warm start.
+                async with opened(world_of(self.config, None), seed=0):
+                    pass
             accelerator = self._joined()
             if accelerator.is_main_process:
                 await self._start(accelerator)

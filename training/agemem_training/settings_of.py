@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,8 @@ def world_of(config: RunConfig, tokenizer_folder: Path | None) -> WorldSettings:
         # Passing memories need no disk: where there is one in memory, a commit is four times as fast.
         folder=_MEMORY_DISK if _MEMORY_DISK.is_dir() else None,
         extra={} if environment.embedding is None else {"embedding": environment.embedding},
+        url=environment.url,
+        token=os.environ.get("AGEMEM_TOKEN"),
     )
 
 

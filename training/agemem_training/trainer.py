@@ -16,7 +16,7 @@ from agemem_training.rewards import Reward, RewardSettings, judged, reward
 from agemem_training.rollout import roll_out
 from agemem_training.rows import merged_rows, step_count
 from agemem_training.sampling import TurnSampler
-from agemem_training.worlds import in_process
+from agemem_training.worlds import opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -214,7 +214,7 @@ class Trainer:
         if self._world is None or number != self._world_of:
             await self._stack.aclose()
             seed = self._config.seed * 1009 + number
-            self._world = await self._stack.enter_async_context(in_process(self._setting.world, seed=seed))
+            self._world = await self._stack.enter_async_context(opened(self._setting.world, seed=seed))
             self._world_of = number
         return self._world
 

@@ -56,6 +56,10 @@ class WorldSettings:
     """Where the data folders are made; None for the system's place for passing files."""
     extra: dict[str, Any] = field(default_factory=dict[str, Any])
     """Further settings of the server, by their names."""
+    url: str | None = None
+    """Of a server that runs already; all else is then as it is configured."""
+    token: str | None = None
+    """That it wants."""
 
 
 class World(Protocol):
@@ -124,6 +128,21 @@ class UrlWorld:
     async def events(self, namespace: str) -> tuple[MemoryEvent, ...]:
         """See :meth:`World.events`."""
         return tuple(self._ledgers[namespace].events)
+
+
+def opened(settings: WorldSettings, *, seed: int) -> AbstractAsyncContextManager[World]:
+    """Open the memory that episodes work on, where the settings say.
+
+    Args:
+        settings: a URL, or how the server in this process is configured.
+        seed: of ids and time in this process.
+
+    Raises:
+        AgeMemError: it cannot be opened.
+    """
+    if settings.url is not None:
+        return at_url(settings.url, token=settings.token)
+    return in_process(settings, seed=seed)
 
 
 @asynccontextmanager

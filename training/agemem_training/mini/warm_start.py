@@ -19,7 +19,7 @@ from agemem_training.mini.drills import drill
 from agemem_training.mini.renaming import Renamer
 from agemem_training.rows import Row, merged_rows
 from agemem_training.supervised import Supervised, batches
-from agemem_training.worlds import in_process
+from agemem_training.worlds import opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,7 +67,7 @@ async def demonstrate(  # noqa: PLR0913  what demonstrations are made of
     for start in range(0, count, _AT_ONCE):
         numbers = range(start, min(start + _AT_ONCE, count))
         tasks = [stories.task(split, seed=seed, number=number) for number in numbers]
-        async with in_process(world, seed=seed + start) as memory:
+        async with opened(world, seed=seed + start) as memory:
             policies = [
                 Demonstrator(
                     task,
