@@ -1,6 +1,7 @@
 # make serve   a memory server on 127.0.0.1:8000, from a fresh machine with Python 3.11, make and a package index
 # make test    everything that is checked: style, types, import rules, tests
 # make soak    the durability and multi-process tests in full: 50 rounds of kills, half an hour
+# make warm-start   makes the mini policy's warm start anew, as it is shipped; half an hour
 # make bench   ours against other memory servers, one table; half an hour. HOTPOTQA=DIR and LOCOMO=FILE: what is found as well
 # make bench-quick   the same with 1,000 facts, in minutes
 
@@ -8,7 +9,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test soak check format bench bench-quick clean
+.PHONY: serve test soak check format warm-start bench bench-quick clean
+
+WARM_START := training/agemem_training/data/mini
 
 serve: $(VENV)/.installed
 	$(BIN)/agemem-mcp assets pull
@@ -30,6 +33,11 @@ check: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+warm-start: $(VENV)/.installed-test
+	$(BIN)/agemem-mcp assets pull
+	$(BIN)/agemem-mcp train --preset mini --iterations 0 --out runs/warm-start
+	mkdir -p $(WARM_START) && cp runs/warm-start/start/* $(WARM_START)/
 
 bench: $(VENV)/.installed-test
 	$(BIN)/agemem-mcp assets pull

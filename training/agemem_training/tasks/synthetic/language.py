@@ -71,6 +71,7 @@ ASKED: dict[str, tuple[str, ...]] = {
         "Tell me {indirect}.",
         "Please tell me {indirect}.",
         "Can you say {indirect}?",
+        "Do tell me {indirect}.",
         "I need to know {indirect}.",
         "I forgot {indirect}. Please look it up.",
         "One more thing: {direct}",
@@ -147,6 +148,7 @@ OPENINGS: dict[str, tuple[str, ...]] = {
         "Hello again. ",
         "Please remember this. ",
         "Today I heard that ",
+        "This is for your notes: ",
     ),
     "test": ("Note, please: ", "By the way, I heard that ", "Please note this: ", "Hello, one more thing: "),
 }
