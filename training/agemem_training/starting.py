@@ -90,6 +90,7 @@ class WarmStart:
         teacher = Teacher(tokenizer, self.config.environment.system or "")
         rows: list[Row] = teacher.rows_of(shown)
         model = build_model(self.config.model, tokenizer, seed=self.config.seed) if begun is None else begun.model
+        self._noted = time.perf_counter()
         warm_up(model, teacher, rows, warm, seed=self.config.seed, on_fit=self._fitted)
         model.eval()
         model.save_pretrained(folder)

@@ -37,7 +37,7 @@ _WEIGHTS: dict[Skill, float] = {"add": 3, "update": 3, "delete": 2, "answer": 4,
 _RELATIONS = tuple(RELATIONS.values())
 _PLAIN_CHANGES = 0.4
 _SHUFFLED = 0.05
-"""Share of the hits whose best one is not the right one: of 512 look-ups of an expert the server had it first in all."""
+"""Share of the hits whose best one is not the right one: the server has it first in all of an expert's 512 look-ups."""
 _PRACTICE_OPENINGS = 0.3
 """Share of what is said in drills of the ``train`` split."""
 
