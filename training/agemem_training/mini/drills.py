@@ -15,7 +15,9 @@ from agemem_training.tasks.synthetic.language import (
     CHANGED,
     OPENINGS,
     RELATIONS,
+    RUMOURS,
     SMALL_TALK,
+    TOPICS,
     TWO_HOPS,
     draw_value,
     practice_opening,
@@ -28,16 +30,21 @@ if TYPE_CHECKING:
     import random
 
     from agemem_training.tasks.source import Split
-    from agemem_training.tasks.synthetic.language import Relation
+    from agemem_training.tasks.synthetic.language import Relation, ValueKind
     from agemem_training.tasks.synthetic.names import NameKind
 
 Skill: TypeAlias = Literal["add", "update", "delete", "answer", "two hops", "small talk"]
 
-_WEIGHTS: dict[Skill, float] = {"add": 3, "update": 3, "delete": 2, "answer": 4, "two hops": 4, "small talk": 0.5}
+_WEIGHTS: dict[Skill, float] = {"add": 3, "update": 3, "delete": 2, "answer": 4, "two hops": 4, "small talk": 1}
 _RELATIONS = tuple(RELATIONS.values())
 _PLAIN_CHANGES = 0.4
 _SHUFFLED = 0.05
 """Share of the hits whose best one is not the right one: the server has it first in all of an expert's 512 look-ups."""
+_SHOWN_UNASKED = 0.5
+"""Share of the questions and of the small talk that memories are shown with."""
+_IN_A_CHAT = 0.3
+"""Share of the questions that come after other messages."""
+_IN_DISTRACTORS: dict[str, ValueKind] = {"t": "town", "c": "firm", "f": "food", "p": "person"}
 _PRACTICE_OPENINGS = 0.3
 """Share of what is said in drills of the ``train`` split."""
 
@@ -135,6 +142,11 @@ class _Scene:
         self.hear(f"<retrieved_memories>\n{lines}\n</retrieved_memories>")
         return next((number for number, one in shown.items() if one is fact), None)
 
+    def hits_of_environment(self, fact: _Known | None) -> None:
+        """In a chat memories are shown with everything that is said, in episodes only with what is told."""
+        if self.rng.random() < _SHOWN_UNASKED:
+            self.hits(fact, self.rng.randint(1, 2))
+
     def _like(self, fact: _Known) -> _Known:
         """Another fact that is easily taken for it: of the same subject, or of the same kind."""
         relations = [one for one in _RELATIONS if one.about == fact.relation.about and one is not fact.relation]
@@ -180,12 +192,12 @@ def drill(rng: random.Random, *, system: str, split: Split = "train", skill: Ski
         case "delete":
             _delete(scene)
         case "small talk":
-            scene.hear(rng.choice(wording(SMALL_TALK, split)))
-            scene.hits(None, 2)
-            scene.write(Turn("nothing new", answer="ok"))
+            _small_talk(scene)
         case "answer":
+            _chat(scene)
             _answer(scene)
         case "two hops":
+            _chat(scene)
             _two_hops(scene)
     return scene.exchanges
 
@@ -222,6 +234,27 @@ def _delete(scene: _Scene) -> None:
     scene.write(Turn("done", answer="ok"))
 
 
+def _small_talk(scene: _Scene) -> None:
+    """Something that tells no fact, often with a rumour that looks like one."""
+    rng, split = scene.rng, scene.split
+    if rng.random() < 0.5:  # noqa: PLR2004  half of each
+        scene.hear(rng.choice(wording(SMALL_TALK, split)))
+    else:
+        _, texts = rng.choice(list(TOPICS.values()))
+        said = [*rng.choices(wording(texts, split), k=rng.randint(1, 2)), *rng.choices(wording(RUMOURS, split))]
+        drawn = {letter: draw_value(rng, kind, split) for letter, kind in _IN_DISTRACTORS.items()}
+        scene.hear(" ".join(said[: rng.randint(1, len(said))]).format(**drawn))
+    scene.hits_of_environment(None)
+    scene.write(Turn("nothing new", answer="ok"))
+
+
+def _chat(scene: _Scene) -> None:
+    """What may stand before a question where it is no context of its own: in a chat."""
+    if scene.rng.random() < _IN_A_CHAT:
+        for _ in range(scene.rng.randint(1, 3)):
+            scene.rng.choice((_add, _small_talk))(scene)
+
+
 def _look_up(scene: _Scene, fact: _Known, thought: str = "look up") -> None:
     scene.write(Turn(thought, (Call("Retrieve_memory", {"query": fact.relation.lookup.format(s=fact.subject)}),)))
     scene.hits(fact, 3)
@@ -230,6 +263,7 @@ def _look_up(scene: _Scene, fact: _Known, thought: str = "look up") -> None:
 def _answer(scene: _Scene) -> None:
     fact = scene.fact()
     scene.asked(fact.relation.questions, fact.subject)
+    scene.hits_of_environment(fact)
     _look_up(scene, fact)
     scene.write(Turn(fact.thought, answer=fact.value))
 
@@ -239,6 +273,7 @@ def _two_hops(scene: _Scene) -> None:
     first = scene.fact(RELATIONS[hops.first])
     second = scene.fact(RELATIONS[hops.second], first.value)
     scene.asked(hops.questions, first.subject)
+    scene.hits_of_environment(first)
     _look_up(scene, first)
     _look_up(scene, second, first.thought)
     scene.write(Turn(second.thought, answer=second.value))
