@@ -142,7 +142,9 @@ def test_an_unknown_argument_is_refused_with_those_there_are() -> None:
 
 
 @pytest.mark.parametrize("name", VALID)
-@pytest.mark.parametrize("junk", [{"a": object()}, [[]], float("nan"), b"bytes", True], ids=["object", "list", "nan", "bytes", "bool"])
+@pytest.mark.parametrize(
+    "junk", [{"a": object()}, [[]], float("nan"), b"bytes", True], ids=["object", "list", "nan", "bytes", "bool"]
+)
 def test_no_argument_of_any_tool_brings_the_parser_down(name: str, junk: object) -> None:
     for argument in input_schema(type(read(name)))["properties"]:
         try:
