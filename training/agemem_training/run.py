@@ -140,6 +140,7 @@ class TrainingRun:
             accelerator.free_memory()
             if accelerator.is_main_process:
                 await self._finish(accelerator, state)
+            accelerator.wait_for_everyone()
         accelerator.end_training()
 
     def how_to_go_on(self) -> str:

@@ -5,6 +5,7 @@ accelerate launch learning.py OUT ROWS_OF_FIRST writes ``OUT/KIND-RANK.safetenso
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import sys
@@ -88,6 +89,10 @@ def main() -> None:
         updates = learned(one, [batch[share] for batch in global_batches()])
         save_file({name: weight.detach() for name, weight in one.trained().items()}, out / f"{kind}-{rank}.safetensors")
         (out / f"{kind}-{rank}.json").write_text(json.dumps([asdict(update) for update in updates]))
+    # What joins the processes may wait for ever where it goes after their group.
+    del one
+    gc.collect()
+    Accelerator(cpu=True).wait_for_everyone()
     Accelerator(cpu=True).end_training()
 
 

@@ -80,7 +80,8 @@ def _what_fell(results: Results) -> str:
 
 def _run(results: Results) -> str:
     run = results.run
-    origin = "from scratch" if run.base_model is None else f"from {run.base_model}"
+    named = run.base_model or run.config.get("model", {}).get("path")
+    origin = "from scratch" if named is None else f"from {named}"
     rows = [
         ["seed", str(run.seed)],
         ["policy", f"{run.parameters:,} parameters, {origin}"],
