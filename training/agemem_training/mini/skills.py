@@ -1,6 +1,8 @@
 """What a policy must be able to copy before reinforcement learning can teach it when to: each skill measured apart.
 
-Measured are greedy turns in drills about names that were never trained on, in wording that never was.
+Measured are greedy turns in drills about names that were never trained on, in wording that never was. A turn that does
+something else than the drill's, such as an addition where an update was due, is another decision. Demonstrations leave
+those open on purpose, and reinforcement learning teaches them: it counts for no skill. What cannot be read is wrong.
 """
 
 from __future__ import annotations
@@ -64,8 +66,11 @@ def measure_skills(
         part = wanted[start : start + _BATCH]
         sampler.forget()
         turns = sampler.sample([_asked(number, exchange) for number, (exchange, _) in enumerate(part)])
-        for (_, skills), completion in zip(part, turns, strict=True):
-            written = dict(_skills_of(_turn(completion.text)))
+        for (exchange, skills), completion in zip(part, turns, strict=True):
+            turn = _turn(completion.text)
+            if turn is not None and _decision(turn) != _decision(parse(exchange.turn)):
+                continue
+            written = dict(_skills_of(turn))
             for skill, value in skills:
                 tried[skill] += 1
                 right[skill] += written.get(skill) == value
@@ -82,6 +87,13 @@ def _turn(text: str) -> Turn | None:
         return parse(text, strict=True)
     except ProtocolViolation:
         return None
+
+
+def _decision(turn: Turn) -> str:
+    """What a turn does, whatever it copies."""
+    if turn.calls:
+        return turn.calls[0].name
+    return "ok" if turn.answer == "ok" else "answer"
 
 
 def _skills_of(turn: Turn | None) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from tests.unit.training.untrained import SYSTEM, chatty_model, mini_tokenizer, wordy_model
@@ -59,10 +60,23 @@ def test_a_policy_that_was_never_trained_has_no_skill(make: type) -> None:
     sampler = TurnSampler(make(), tokenizer, frozenset({tokenizer.eos_token_id}), temperature=0, max_tokens=16)
     results = measure_skills(sampler, system=SYSTEM, drills=40)
     assert [one.skill for one in results] == list(SKILLS)
-    assert all(one.right == 0 < one.tried for one in results)
-    assert all(one.share == 0 for one in results)
+    assert any(one.tried for one in results)
+    assert all(one.right == 0 for one in results)
     assert measure_skills(sampler, system=SYSTEM, drills=40) == results
     assert not sampler._kept
+
+
+def test_another_decision_counts_for_no_skill_and_what_cannot_be_read_is_wrong() -> None:
+    tokenizer = mini_tokenizer()
+    drilled = {"drills": 40, "system": SYSTEM}
+
+    def measured(model: Any) -> dict[str, int]:
+        sampler = TurnSampler(model, tokenizer, frozenset({tokenizer.eos_token_id}), temperature=0, max_tokens=16)
+        return {one.skill: one.tried for one in measure_skills(sampler, **drilled)}
+
+    rambling, answering = measured(wordy_model()), measured(chatty_model())
+    assert all(rambling.values())
+    assert {skill for skill, tried in answering.items() if tried} <= {"answers"}
 
 
 def test_a_share_is_of_what_was_tried() -> None:
