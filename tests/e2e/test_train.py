@@ -15,6 +15,8 @@ for extra in ("torch", "transformers", "accelerate", "peft", "matplotlib"):
 from tests.unit.training.tiny_policy import tiny_run, write_tiny_policy  # noqa: E402  after the skip
 
 from agemem_training.config import as_toml  # noqa: E402  as above
+from agemem_training.loading import shipped_warm_start  # noqa: E402  as above
+from agemem_training.tasks.synthetic import Stories  # noqa: E402  as above
 from agemem_training.worlds import NAMESPACE_PREFIX  # noqa: E402  as above
 
 if TYPE_CHECKING:
@@ -44,3 +46,18 @@ def test_episodes_happen_on_a_server_at_a_url_each_in_a_namespace_of_its_own(pla
     namespaces = {one for (one,) in sqlite3.connect(place.data / "ledger.db").execute("SELECT namespace FROM scopes")}
     assert all(one.startswith(f"{NAMESPACE_PREFIX}.") for one in namespaces)
     assert 6 <= len(namespaces) <= 12
+
+
+def test_the_mini_policy_is_told_a_story_and_answers_from_what_it_stored(full_place: Any) -> None:
+    story = Stories("L1").task("test", seed=11, number=1)
+    server = full_place.serve_http(AGEMEM_IDS="sequential").ready()
+    said = [part for text in (*story.messages, *story.distractors, story.query) for part in ("--message", text)]
+    told = full_place.run(
+        "chat", "--policy", f"hf:{shipped_warm_start()}", "--url", f"{server.url}/mcp", "--json", *said
+    )
+    assert told.status == 0, told.err
+    turns = told.json()["turns"]
+    assert {one["stop_reason"] for one in turns} == {"answer"}
+    assert turns[-1]["answer"] == story.answer
+    listed = full_place.run("memories", "list", "--json").json()
+    assert {one["content"] for one in listed} == {fact.text for fact in story.facts}

@@ -78,19 +78,22 @@ def global_batches() -> list[list[Row]]:
     return [rows(14, seed=seed) for seed in range(ITERATIONS)]
 
 
+def learn(kind: str, out: Path, of_first: int) -> None:
+    one = learner(tiny_model(adapter=kind == "adapter", fresh=False))
+    rank = Accelerator(cpu=True).process_index
+    share = slice(of_first) if rank == 0 else slice(of_first, None)
+    updates = learned(one, [batch[share] for batch in global_batches()])
+    save_file({name: weight.detach() for name, weight in one.trained().items()}, out / f"{kind}-{rank}.safetensors")
+    (out / f"{kind}-{rank}.json").write_text(json.dumps([asdict(update) for update in updates]))
+
+
 def main() -> None:
     end_when_hanging()
     torch.set_num_threads(1)
     out, of_first = Path(sys.argv[1]), int(sys.argv[2])
     for kind in KINDS:
-        one = learner(tiny_model(adapter=kind == "adapter", fresh=False))
-        rank = Accelerator(cpu=True).process_index
-        share = slice(of_first) if rank == 0 else slice(of_first, None)
-        updates = learned(one, [batch[share] for batch in global_batches()])
-        save_file({name: weight.detach() for name, weight in one.trained().items()}, out / f"{kind}-{rank}.safetensors")
-        (out / f"{kind}-{rank}.json").write_text(json.dumps([asdict(update) for update in updates]))
+        learn(kind, out, of_first)
     # What joins the processes may wait for ever where it goes after their group.
-    del one
     gc.collect()
     Accelerator(cpu=True).wait_for_everyone()
     Accelerator(cpu=True).end_training()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.unit.training.untrained import SYSTEM, chatty_model, mini_tokenizer, wordy_model
 
-from agemem_policies.protocol import Call, Turn, parse
+from agemem_policies.policy import Completion
+from agemem_policies.protocol import Call, Turn, parse, render
 from agemem_training.mini.drills import drill
 from agemem_training.mini.skills import SKILLS, SkillResult, _skills_of, measure_skills
 from agemem_training.sampling import TurnSampler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agemem_training.sampling import Asked
 
 
 def test_drills_of_the_measure_ask_for_every_skill() -> None:
@@ -66,17 +72,28 @@ def test_a_policy_that_was_never_trained_has_no_skill(make: type) -> None:
     assert not sampler._kept
 
 
+class Always:
+    """A sampler that writes the same turn, whatever is asked."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def sample(self, asked: Sequence[Asked]) -> list[Completion]:
+        return [Completion(self._text) for _ in asked]
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+
 def test_another_decision_counts_for_no_skill_and_what_cannot_be_read_is_wrong() -> None:
-    tokenizer = mini_tokenizer()
-    drilled = {"drills": 40, "system": SYSTEM}
+    def tried(text: str) -> set[str]:
+        results = measure_skills(Always(text), system=SYSTEM, drills=60)  # pyright: ignore[reportArgumentType]  as much of one as is used
+        assert not any(one.right for one in results)
+        return {one.skill for one in results if one.tried}
 
-    def measured(model: Any) -> dict[str, int]:
-        sampler = TurnSampler(model, tokenizer, frozenset({tokenizer.eos_token_id}), temperature=0, max_tokens=16)
-        return {one.skill: one.tried for one in measure_skills(sampler, **drilled)}
-
-    rambling, answering = measured(wordy_model()), measured(chatty_model())
-    assert all(rambling.values())
-    assert {skill for skill, tried in answering.items() if tried} <= {"answers"}
+    assert tried(render(Turn("new fact", (Call("Add_memory", {"content": "Tom works."}),)))) == set(SKILLS[:3])
+    assert tried(render(Turn("Tom works", answer="ok"))) == set()
+    assert tried("<think>new") == set(SKILLS)
 
 
 def test_a_share_is_of_what_was_tried() -> None:
