@@ -32,9 +32,10 @@ def ids_of(text: str) -> list[int]:
 
 
 def row_of(seed: int) -> list[int]:
-    """One or two drills as they are shown and answered."""
+    """One or two drills as they are shown and answered; there is a name and an id in the first."""
     rng = random.Random(seed)
-    exchanges = [drill(rng, system=SYSTEM)[-1] for _ in range(rng.randint(1, 2))]
+    exchanges = [drill(rng, system=SYSTEM, skill="update")[-1]]
+    exchanges += [drill(rng, system=SYSTEM)[-1] for _ in range(rng.randint(0, 1))]
     texts = [text for one in exchanges for text in (*(message.content for message in one.shown), one.turn)]
     return ids_of("\n".join(texts))
 
