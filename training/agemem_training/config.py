@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from agemem_mcp.errors import ConfigurationError
 from agemem_policies.baselines import KITS
+from agemem_policies.budget import Overflow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,6 +99,9 @@ class EnvironmentConfig(_Frozen):
     )
     ids: Literal["random", "sequential"] = "random"
     kit: str = "agemem"
+    overflow: Overflow = Field(
+        default=Overflow.ERROR, description="When a context outgrows the budget; by default the episode ends."
+    )
     max_rounds: int = Field(default=24, ge=1, description="N_max: turns of the policy in one stage.")
     recalled: int = Field(default=3, ge=0, description="Hits of the environment's retrieval in stage 1.")
     answer_tokens: int = Field(default=1024, ge=0, description="Of the budget, kept for a turn.")

@@ -24,6 +24,7 @@ def rules_of(config: RunConfig) -> Rules:
         kit=kit_named(environment.kit),
         max_rounds=environment.max_rounds,
         recalled=environment.recalled,
+        overflow=environment.overflow,
         answer_tokens=environment.answer_tokens,
         frame_tokens=environment.frame_tokens,
         system=environment.system,

@@ -18,8 +18,10 @@ from agemem_policies.rendering import chat_messages
 from agemem_policies.scripted import ScriptedPolicy
 from agemem_policies.session import ContextMessage, SessionContext
 from agemem_policies.steps import StopReason
+from agemem_training.config import RunConfig, changed
 from agemem_training.environment import Rules, run_episode
 from agemem_training.record import CONSTRUCTION, DISTRACTION, REASONING
+from agemem_training.settings_of import rules_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -162,6 +164,18 @@ async def test_a_context_that_outgrows_the_window_ends_the_episode_at_once(world
     assert len(policy.seen) == len(episode.steps) == 4
     assert [event.record.content for event in episode.events][-1] == "Maya lives in Rome."
     assert episode.context_tokens > episode.budget_tokens == 4096
+
+
+async def test_where_the_configuration_says_so_the_oldest_rounds_are_left_out_instead(world: InProcessWorld) -> None:
+    config = changed(RunConfig(), environment={"overflow": "truncate_oldest"})
+    first, second = "Zeppelins rise. " * 700, "Zeppelins land. " * 700
+    long = replace(MOVES, distractors=(first, second))
+    episode, policy = await lived(world, [OK, OK, OK, OK, ROME], task=long, overflow=rules_of(config).overflow)
+    assert (episode.stop_reason, episode.answer) == (StopReason.ANSWER, "Rome")
+    assert episode.context_tokens > episode.budget_tokens
+    shown = [text.strip() for text in texts(policy.seen[-1])]
+    assert second.strip() in shown
+    assert first.strip() not in shown
 
 
 async def test_the_rounds_of_a_stage_are_counted_over_its_messages(world: InProcessWorld) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from agemem_policies.policy import Completion
 from agemem_policies.protocol import Call, Turn, render
-from agemem_training.tasks.synthetic.language import RELATIONS, TOPICS, TWO_HOPS, UNKNOWN
+from agemem_training.tasks.synthetic.language import RELATIONS, TOPICS, TWO_HOPS, UNKNOWN, word_count
 
 if TYPE_CHECKING:
     import random
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _LINE = re.compile(r"^\[(mem_\w+)\] \([^)]*\) (.*)$", re.MULTILINE)
 _DENIALS = (" no longer ", " is not ")
-_WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class Habits:
 
 
 EXPERT = Habits()
-NOISY = Habits(adds=0.85, updates=0.6, deletes=0.6, clears=0.6, full=0.5, retrieves=0.8, second=0.7, junk=0.1)
+NOISY = Habits(adds=0.85, updates=0.75, deletes=0.6, clears=0.6, full=0.5, retrieves=0.8, second=0.7, junk=0.1)
 
 
 class Demonstrator:
@@ -133,7 +132,7 @@ class Demonstrator:
 
     def _clear(self, prompt: Prompt) -> Turn | None:
         """Stage 2: make room, once there is much of it."""
-        used = sum(len(_WORDS.findall(one.content)) for one in prompt.messages)
+        used = sum(word_count(one.content) for one in prompt.messages)
         if used < self._habits.full * self._budget_tokens or not self._often(self._habits.clears):
             return None
         if self._often(self._habits.summarises):

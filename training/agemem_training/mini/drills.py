@@ -19,8 +19,12 @@ from agemem_training.tasks.synthetic.language import (
     SMALL_TALK,
     TOPICS,
     TWO_HOPS,
+    UNKNOWN,
     draw_value,
     practice_opening,
+    practice_rumour,
+    practice_sentence,
+    word_count,
     wording,
 )
 from agemem_training.tasks.synthetic.names import draw_names, draw_practice_names
@@ -33,9 +37,11 @@ if TYPE_CHECKING:
     from agemem_training.tasks.synthetic.language import Relation, ValueKind
     from agemem_training.tasks.synthetic.names import NameKind
 
-Skill: TypeAlias = Literal["add", "update", "delete", "answer", "two hops", "small talk"]
+Skill: TypeAlias = Literal["add", "update", "delete", "answer", "unknown", "two hops", "small talk", "clear"]
 
-_WEIGHTS: dict[Skill, float] = {"add": 3, "update": 3, "delete": 2, "answer": 4, "two hops": 4, "small talk": 1}
+_WEIGHTS: dict[Skill, float] = {
+    "add": 3, "update": 3, "delete": 2, "answer": 4, "unknown": 1, "two hops": 4, "small talk": 1, "clear": 1.5,
+}  # fmt: skip
 _RELATIONS = tuple(RELATIONS.values())
 _PLAIN_CHANGES = 0.4
 _SHUFFLED = 0.05
@@ -43,10 +49,31 @@ _SHUFFLED = 0.05
 _SHOWN_UNASKED = 0.5
 """Share of the questions and of the small talk that memories are shown with."""
 _IN_A_CHAT = 0.3
-"""Share of the questions that come after other messages."""
+"""Share of the questions and of the changes that come after other messages."""
+_SHOWN_AGAIN = 0.6
+"""Share of the other memories among hits that are known already, once some are."""
+_TOLD_THERE = 0.6
+"""Share of the changes after other messages whose fact was told there."""
+_SUMMARISED = 0.5
+"""Share of the contexts on one topic that are cleared by a summary; without a topic all are."""
+_CHATTER = 0.3
+"""Share of the small talk that is on no topic."""
+_OK = Turn("nothing new", answer="ok")
 _IN_DISTRACTORS: dict[str, ValueKind] = {"t": "town", "c": "firm", "f": "food", "p": "person"}
-_PRACTICE_OPENINGS = 0.3
-"""Share of what is said in drills of the ``train`` split."""
+_PRACTISED = 0.3
+"""Share of what is said in drills of the ``train`` split whose words are in no order."""
+
+
+class _Drawn(dict[str, str]):
+    """What stands in a distractor's places: a value of their kind, drawn when it is asked for."""
+
+    def __init__(self, rng: random.Random, split: Split) -> None:
+        super().__init__()
+        self._rng = rng
+        self._split: Split = split
+
+    def __missing__(self, letter: str) -> str:
+        return draw_value(self._rng, _IN_DISTRACTORS[letter], self._split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +108,16 @@ class _Scene:
     rng: random.Random
     split: Split
     system: str
+    budget_tokens: int
     names: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     ids: list[str] = field(default_factory=list[str])
+    """Not taken yet."""
+    stored: dict[_Known, str] = field(default_factory=dict["_Known", str])
+    """What the memory is known to hold, and under which id."""
     date: str = ""
     said: list[ChatMessage] = field(default_factory=list[ChatMessage])
+    told_there: list[_Known] = field(default_factory=list["_Known"])
+    """Facts that were told and stored in this drill."""
     exchanges: list[Exchange] = field(default_factory=list[Exchange])
 
     def __post_init__(self) -> None:
@@ -92,7 +125,7 @@ class _Scene:
         kinds: dict[NameKind, int] = {"person": 14, "firm": 10, "town": 10}
         self.names = {kind: self._drawn(kind, count) for kind, count in kinds.items()}
         first = rng.randrange(1, 70)
-        self.ids = [f"mem_{first + place}" for place in rng.sample(range(25), 20)]
+        self.ids = [f"mem_{first + place}" for place in rng.sample(range(29), 29)]
         self.date = f"{rng.randrange(2024, 2031)}-{rng.randrange(1, 13):02d}-{rng.randrange(1, 29):02d}"
         self.said = [ChatMessage("system", self.system)]
 
@@ -130,17 +163,26 @@ class _Scene:
             count: of the memories.
             like: one of the others is like this; by default like the fact.
         """
-        like = like or fact
-        others = [self.fact() for _ in range(count - (fact is not None))]
-        if like is not None and others:
-            others[0] = self._like(like)
-        facts = [fact, *others] if fact else others
+        facts = [fact] if fact else []
+        while len(facts) < count:
+            known = [one for one in self.stored if one not in facts]
+            if known and (self.rng.random() < _SHOWN_AGAIN or not self.ids):
+                facts.append(self.rng.choice(known))
+            elif (like or fact) and len(facts) == (fact is not None):
+                facts.append(self._like(like or cast("_Known", fact)))
+            else:
+                facts.append(self.fact())
         if self.rng.random() < _SHUFFLED:
             self.rng.shuffle(facts)
-        shown = {self.ids.pop(): one for one in facts}
-        lines = "\n".join(f"[{number}] ({self.date}, fact) {one.text}" for number, one in shown.items())
+        lines = "\n".join(f"[{self.id_of(one)}] ({self.date}, fact) {one.text}" for one in facts)
         self.hear(f"<retrieved_memories>\n{lines}\n</retrieved_memories>")
-        return next((number for number, one in shown.items() if one is fact), None)
+        return self.id_of(fact) if fact else None
+
+    def id_of(self, fact: _Known) -> str:
+        """Under which the memory holds a fact."""
+        if fact not in self.stored:
+            self.stored[fact] = self.ids.pop()
+        return self.stored[fact]
 
     def hits_of_environment(self, fact: _Known | None) -> None:
         """In a chat memories are shown with everything that is said, in episodes only with what is told."""
@@ -154,6 +196,11 @@ class _Scene:
             return self.fact(self.rng.choice(relations), fact.subject)
         return self.fact(fact.relation)
 
+    def known(self) -> _Known:
+        """A fact that the memory holds; perhaps one that was told here."""
+        told = self.told_there
+        return self.rng.choice(told) if told and self.rng.random() < _TOLD_THERE else self.fact()
+
     def told(self, openings: dict[str, tuple[str, ...]], text: str) -> None:
         opening = practice_opening(self.rng) if self._practises() else self.rng.choice(wording(openings, self.split))
         self.hear(sentence(opening + text))
@@ -166,13 +213,42 @@ class _Scene:
         self.hear(text.format(s=subject))
 
     def _practises(self) -> bool:
-        return self.split == "train" and self.rng.random() < _PRACTICE_OPENINGS
+        return self.split == "train" and self.rng.random() < _PRACTISED
+
+    def talked(self) -> str | None:
+        """Something that tells no fact is said, though it may look like one; gives the criteria for its topic."""
+        rng, split = self.rng, self.split
+        if rng.random() < _CHATTER:
+            self.hear(rng.choice(wording(SMALL_TALK, split)))
+            return None
+        criteria, texts = rng.choice(list(TOPICS.values()))
+        count, rumour = rng.randint(1, 4), rng.choice(wording(RUMOURS, split))
+        if practised := self._practises():
+            said, rumour = [practice_sentence(rng) for _ in range(count)], practice_rumour(rng)
+        else:
+            said = rng.choices(wording(texts, split), k=count)
+        if rng.random() < 0.5:  # noqa: PLR2004  as distractors do
+            said.append(rumour)
+        self.hear(" ".join(one.format_map(_Drawn(rng, split)) for one in said))
+        return None if practised else criteria
+
+    @property
+    def half_full(self) -> bool:
+        """Whether it is time to make room."""
+        return sum(word_count(one.content) for one in self.said) >= self.budget_tokens / 2
 
     def observed(self, text: str) -> None:
         self.hear(f"<tool_response>\n{text}\n</tool_response>")
 
 
-def drill(rng: random.Random, *, system: str, split: Split = "train", skill: Skill | None = None) -> list[Exchange]:
+def drill(
+    rng: random.Random,
+    *,
+    system: str,
+    split: Split = "train",
+    skill: Skill | None = None,
+    budget_tokens: int = 512,
+) -> list[Exchange]:
     """Make a drill.
 
     Args:
@@ -180,25 +256,33 @@ def drill(rng: random.Random, *, system: str, split: Split = "train", skill: Ski
         system: the system prompt.
         split: whose names and wording it uses.
         skill: what it needs; None for any.
+        budget_tokens: T_max of the context.
     """
-    scene = _Scene(rng, split, system)
+    scene = _Scene(rng, split, system, budget_tokens)
     chosen: Skill = skill or rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
     match chosen:
         case "add":
             for _ in range(rng.randint(1, 3)):
                 _add(scene)
         case "update":
+            _chat(scene)
             _update(scene)
         case "delete":
+            _chat(scene)
             _delete(scene)
         case "small talk":
             _small_talk(scene)
         case "answer":
             _chat(scene)
             _answer(scene)
+        case "unknown":
+            _chat(scene)
+            _unknown(scene)
         case "two hops":
             _chat(scene)
             _two_hops(scene)
+        case "clear":
+            _clear(scene)
     return scene.exchanges
 
 
@@ -208,12 +292,13 @@ def _add(scene: _Scene) -> None:
     if count := scene.rng.randint(0, 2):
         scene.hits(None, count, like=fact)
     scene.write(Turn("new fact", (Call("Add_memory", {"content": fact.text, "memory_type": "fact"}),)))
-    scene.observed(f"Stored as {scene.ids.pop()}.")
+    scene.observed(f"Stored as {scene.id_of(fact)}.")
+    scene.told_there.append(fact)
     scene.write(Turn("done", answer="ok"))
 
 
 def _update(scene: _Scene) -> None:
-    old = scene.fact()
+    old = scene.known()
     new = scene.fact(old.relation, old.subject)
     # Whether something has changed is told by what was known before, not by how it is said.
     scene.told(OPENINGS if scene.rng.random() < _PLAIN_CHANGES else CHANGED, new.text)
@@ -225,7 +310,7 @@ def _update(scene: _Scene) -> None:
 
 
 def _delete(scene: _Scene) -> None:
-    fact = scene.fact()
+    fact = scene.known()
     scene.told(OPENINGS, fact.relation.denied.format(s=fact.subject, v=fact.value))
     found = scene.hits(fact, scene.rng.randint(1, 2))
     arguments = {"memory_id": found, "confirmation": True}
@@ -235,29 +320,38 @@ def _delete(scene: _Scene) -> None:
 
 
 def _small_talk(scene: _Scene) -> None:
-    """Something that tells no fact, often with a rumour that looks like one."""
-    rng, split = scene.rng, scene.split
-    if rng.random() < 0.5:  # noqa: PLR2004  half of each
-        scene.hear(rng.choice(wording(SMALL_TALK, split)))
-    else:
-        _, texts = rng.choice(list(TOPICS.values()))
-        said = [*rng.choices(wording(texts, split), k=rng.randint(1, 2)), *rng.choices(wording(RUMOURS, split))]
-        drawn = {letter: draw_value(rng, kind, split) for letter, kind in _IN_DISTRACTORS.items()}
-        scene.hear(" ".join(said[: rng.randint(1, len(said))]).format(**drawn))
+    scene.talked()
     scene.hits_of_environment(None)
-    scene.write(Turn("nothing new", answer="ok"))
+    scene.write(_OK)
+
+
+def _clear(scene: _Scene) -> None:
+    """Talk that goes on until the context is half full and is cleared, unless it ends before."""
+    as_in_chat = scene.rng.random() < _IN_A_CHAT
+    for _ in range(scene.rng.randint(2, 14)):
+        criteria = scene.talked()
+        if as_in_chat:
+            scene.hits_of_environment(None)
+        if scene.half_full:
+            if criteria is None or scene.rng.random() < _SUMMARISED:
+                call = Call("Summary_context", {"span": "all", "summary": "small talk"})
+            else:
+                call = Call("Filter_context", {"criteria": criteria})
+            scene.write(Turn("too much", (call,)))
+            return
+        scene.write(_OK)
 
 
 def _chat(scene: _Scene) -> None:
-    """What may stand before a question where it is no context of its own: in a chat."""
+    """What may stand before it: in a chat, and before a change in stage 1."""
     if scene.rng.random() < _IN_A_CHAT:
-        for _ in range(scene.rng.randint(1, 3)):
+        for _ in range(scene.rng.randint(1, 4)):
             scene.rng.choice((_add, _small_talk))(scene)
 
 
-def _look_up(scene: _Scene, fact: _Known, thought: str = "look up") -> None:
+def _look_up(scene: _Scene, fact: _Known, thought: str = "look up", *, found: bool = True) -> None:
     scene.write(Turn(thought, (Call("Retrieve_memory", {"query": fact.relation.lookup.format(s=fact.subject)}),)))
-    scene.hits(fact, 3)
+    scene.hits(fact if found else None, 3, like=fact)
 
 
 def _answer(scene: _Scene) -> None:
@@ -268,10 +362,19 @@ def _answer(scene: _Scene) -> None:
     scene.write(Turn(fact.thought, answer=fact.value))
 
 
+def _unknown(scene: _Scene) -> None:
+    fact = scene.fact()
+    scene.asked(fact.relation.questions, fact.subject)
+    scene.hits_of_environment(None)
+    _look_up(scene, fact, found=False)
+    scene.write(Turn("not there", answer=UNKNOWN))
+
+
 def _two_hops(scene: _Scene) -> None:
     hops = scene.rng.choice(TWO_HOPS)
     first = scene.fact(RELATIONS[hops.first])
     second = scene.fact(RELATIONS[hops.second], first.value)
+    scene.id_of(second)
     scene.asked(hops.questions, first.subject)
     scene.hits_of_environment(first)
     _look_up(scene, first)

@@ -27,12 +27,14 @@ from agemem_training.tasks.synthetic.language import (
     SMALL_TALK,
     TOPICS,
     TWO_HOPS,
+    word_count,
 )
 from agemem_training.tasks.synthetic.names import FOODS, MONTHS, PARTS, practice_tails, split_of_name
 from agemem_training.worlds import WorldSettings, in_process
 
 if TYPE_CHECKING:
     from agemem_policies.memory import MemoryTools
+    from agemem_policies.protocol import Turn
     from agemem_policies.steps import Step
     from agemem_training.tasks.source import Split
     from agemem_training.tasks.task import Task
@@ -103,7 +105,7 @@ def test_what_is_stored_was_just_told() -> None:
 @pytest.mark.parametrize("skill", ["update", "delete"])
 def test_what_is_changed_or_deleted_is_the_memory_of_the_stale_fact(skill: Skill) -> None:
     for exchanges in drills_of(skill):
-        change, done = exchanges
+        change, done = exchanges[-2:]
         turn = parse(change.turn, strict=True)
         (call,) = turn.calls
         number = str(call.arguments["memory_id"])
@@ -168,6 +170,38 @@ def test_small_talk_needs_nothing() -> None:
         assert parse(exchange.turn, strict=True).answer == "ok"
 
 
+def test_what_no_memory_tells_is_unknown() -> None:
+    for exchanges in drills_of("unknown"):
+        looked, answered = exchanges[-2:]
+        query = str(parse(looked.turn, strict=True).calls[0].arguments["query"])
+        assert last_hits(answered)
+        assert not any(_answers(query, text) for text in last_hits(answered).values())
+        assert parse(answered.turn, strict=True).answer == "unknown"
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_context_is_cleared_as_soon_as_it_is_half_full_and_not_before(split: Split) -> None:
+    cleared = 0
+    for exchanges in drills_of("clear", split):
+        for exchange in exchanges:
+            used = sum(word_count(one.content) for one in exchange.shown)
+            calls = parse(exchange.turn, strict=True).calls
+            assert bool(calls) == (used >= 256)
+            cleared += len(calls)
+    # Some end before there is so much to clear, and are not cleared at all.
+    assert 15 <= cleared <= 55
+
+
+def test_what_is_known_already_is_shown_again_under_its_id() -> None:
+    again = 0
+    for exchanges in drills_of("two hops"):
+        shown = [LINE.findall(one.content) for one in exchanges[-1].shown]
+        lines = [line for found in shown for line in found]
+        assert len({number for number, _ in lines}) == len(set(lines))
+        again += len(lines) > len(set(lines))
+    assert again > 30
+
+
 def test_questions_are_asked_with_and_without_memories_before_them_and_after_other_messages() -> None:
     first = [exchanges[0] for exchanges in drills_of("answer")]
     assert {bool(last_hits(one)) for one in first} == {True, False}
@@ -211,7 +245,10 @@ def test_all_skills_are_drilled_and_the_same_seed_gives_the_same_drills() -> Non
     first = [drill(random.Random(number), system=SYSTEM) for number in range(100)]
     assert first == [drill(random.Random(number), system=SYSTEM) for number in range(100)]
     forms = {turn_form(exchange.turn).partition("(")[0] for exchanges in first for exchange in exchanges}
-    assert forms == {"Add_memory", "Update_memory", "Delete_memory", "Retrieve_memory", "answer", "ok"}
+    assert forms == {
+        "Add_memory", "Update_memory", "Delete_memory", "Retrieve_memory", "Summary_context", "Filter_context",
+        "answer", "ok",
+    }  # fmt: skip
 
 
 def test_every_value_and_kind_of_name_is_practised() -> None:
@@ -235,11 +272,19 @@ async def real_forms() -> set[tuple[Form, str]]:
     stories = Stories("forms", wanted)
     episodes = await demonstrate(stories, 24, world, rules, habits="expert", seed=1)
     steps = [step for one in episodes for step in one.steps]
+    tight = replace(world, budget_tokens=512)
+    full = await demonstrate(Stories("L3"), 12, tight, rules, habits="expert", seed=1)
+    # What comes after has no message that the user wrote, as all were cleared.
+    steps += [step for one in full for step in one.steps if step.turn is not None and _clears(step.turn)]
     async with in_process(world, seed=1) as memory:
         for number in range(12):
             async with memory.tools(f"chat-{number}") as tools:
                 steps += await chatted(stories.task("train", seed=2, number=number), tools, rules)
     return {(form_of(step.prompt.messages), turn_form(step.completion.text)) for step in steps}
+
+
+def _clears(turn: Turn) -> bool:
+    return any(call.name in {"Filter_context", "Summary_context"} for call in turn.calls)
 
 
 async def chatted(task: Task, tools: MemoryTools, rules: Rules) -> list[Step]:

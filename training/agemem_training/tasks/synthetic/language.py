@@ -258,6 +258,7 @@ def wording(texts: dict[str, tuple[str, ...]], split: Split) -> tuple[str, ...]:
     return texts["train" if split == "train" else "test"]
 
 
+_WORDS = re.compile(r"\w+|[^\w\s]")
 _OPENING_WORDS = sorted(
     {
         word
@@ -274,6 +275,34 @@ def practice_opening(rng: random.Random) -> str:
     A policy that only ever heard a dozen openings would take another one for something else than an opening.
     """
     return " ".join(rng.choices(_OPENING_WORDS, k=rng.randint(1, 4))) + rng.choice((" ", ", ", ": ", ". "))
+
+
+_TALK_WORDS = sorted(
+    {
+        word
+        for texts in (SMALL_TALK["train"], *(forms["train"] for _, forms in TOPICS.values()))
+        for text in texts
+        for word in re.findall(r"\b[a-z]{2,}\b", text)
+    }
+)
+
+
+def practice_sentence(rng: random.Random) -> str:
+    """Words in no order that tell nothing, with places for a name or two; as for `practice_opening`."""
+    words = rng.choices(_TALK_WORDS, k=rng.randint(5, 10))
+    words[0] = words[0].capitalize()
+    words[rng.randrange(1, len(words))] = rng.choice(("{t}", "{c}"))
+    return " ".join(words) + "."
+
+
+def practice_rumour(rng: random.Random) -> str:
+    """What looks like a fact and is none, after words in no order."""
+    return practice_opening(rng) + rng.choice(("{p} once worked at {c}.", "a friend of {p} likes {f}."))
+
+
+def word_count(text: str) -> int:
+    """Words and signs; about as many as the mini policy's tokens."""
+    return len(_WORDS.findall(text))
 
 
 def draw_value(rng: random.Random, kind: ValueKind, split: Split) -> str:
