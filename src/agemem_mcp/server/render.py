@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from agemem_mcp.domain.memory import MemoryRecord
 
+ADVICE_ON_SIMILAR = "Close to existing memories; update one of them instead if this replaces it:"
+
 
 def as_text(result: OperationResult) -> str:  # noqa: PLR0911  one return per result
     """What a model needs to go on: ids, what was found or changed, and how full the context is."""
@@ -81,8 +83,7 @@ def _added(result: AddResult) -> str:
     if not result.similar:
         return head
     lines = [f"- {one.memory_id} ({one.score:.2f}) {preview(one.content, 160)}" for one in result.similar]
-    advice = "Close to existing memories; update one of them instead if this replaces it:"
-    return "\n".join([head, advice, *lines])
+    return "\n".join([head, ADVICE_ON_SIMILAR, *lines])
 
 
 def _retrieved(result: RetrieveResult) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from agemem_policies.policy import Completion
 from agemem_policies.protocol import Call, Turn, render
-from agemem_training.tasks.synthetic.language import RELATIONS, TOPICS, TWO_HOPS, UNKNOWN, word_count
+from agemem_training.tasks.synthetic.language import RELATIONS, TOPICS, TWO_HOPS, UNKNOWN, about_tokens
 
 if TYPE_CHECKING:
     import random
@@ -38,7 +38,9 @@ class Habits:
     clears: float = 1.0
     """A context that is more than :attr:`full` is cleared of what does not matter."""
     full: float = 0.5
-    """Of the budget."""
+    """Of the budget, while what is said is small talk."""
+    too_full: float = 0.75
+    """Of the budget, while facts are told: clearing them away has its price as well."""
     retrieves: float = 1.0
     """The answer is looked up; else it is guessed to be unknown."""
     second: float = 1.0
@@ -98,7 +100,9 @@ class Demonstrator:
             return self._reason(prompt, acted)
         if message in self._task.distractors:
             return self._clear(prompt) or _ok() if not acted else _done()
-        return _done() if acted else self._note(message, "\n".join(one.content for one in after))
+        if not acted:
+            return self._note(message, "\n".join(one.content for one in after))
+        return (self._make_room(prompt) if acted == 1 else None) or _done()
 
     def _often(self, chance: float) -> bool:
         return self._rng.random() < chance
@@ -130,13 +134,22 @@ class Demonstrator:
                     return Turn(f"{_bare(change.stale.text)} {found}", (Call("Delete_memory", arguments),))
         return _ok()
 
+    def _make_room(self, prompt: Prompt) -> Turn | None:
+        """Stage 1: clear what was dealt with, before the next message may be too much."""
+        if self._used(prompt) < self._habits.too_full or not self._often(self._habits.clears):
+            return None
+        return _summary()
+
+    def _used(self, prompt: Prompt) -> float:
+        """How full the context is, about."""
+        return about_tokens(one.content for one in prompt.messages) / self._budget_tokens
+
     def _clear(self, prompt: Prompt) -> Turn | None:
         """Stage 2: make room, once there is much of it."""
-        used = sum(word_count(one.content) for one in prompt.messages)
-        if used < self._habits.full * self._budget_tokens or not self._often(self._habits.clears):
+        if self._used(prompt) < self._habits.full or not self._often(self._habits.clears):
             return None
         if self._often(self._habits.summarises):
-            return Turn("too much", (Call("Summary_context", {"span": "all", "summary": "small talk"}),))
+            return _summary()
         latest = next(one.content for one in reversed(prompt.messages) if one.content in self._task.distractors)
         return Turn("too much", (Call("Filter_context", {"criteria": _topic(latest)}),))
 
@@ -215,6 +228,10 @@ def _add(content: str) -> Call:
 
 def _ok() -> Turn:
     return Turn("nothing new", answer="ok")
+
+
+def _summary() -> Turn:
+    return Turn("too much", (Call("Summary_context", {"span": "all", "summary": "small talk"}),))
 
 
 def _done() -> Turn:

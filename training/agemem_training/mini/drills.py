@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
+from agemem_mcp.server.render import ADVICE_ON_SIMILAR
 from agemem_policies.policy import ChatMessage
 from agemem_policies.protocol import Call, Turn, render
+from agemem_training.mini.demonstrator import EXPERT
 from agemem_training.tasks.synthetic.language import (
     CHANGED,
     OPENINGS,
@@ -20,11 +22,11 @@ from agemem_training.tasks.synthetic.language import (
     TOPICS,
     TWO_HOPS,
     UNKNOWN,
+    about_tokens,
     draw_value,
     practice_opening,
     practice_rumour,
     practice_sentence,
-    word_count,
     wording,
 )
 from agemem_training.tasks.synthetic.names import draw_names, draw_practice_names
@@ -56,9 +58,15 @@ _TOLD_THERE = 0.6
 """Share of the changes after other messages whose fact was told there."""
 _SUMMARISED = 0.5
 """Share of the contexts on one topic that are cleared by a summary; without a topic all are."""
+_CLOSE = 2
+"""So many memories, at most, a drill's server names as close to a new one."""
 _CHATTER = 0.3
 """Share of the small talk that is on no topic."""
+_FULL_OF_FACTS = 0.3
+"""Share of the full contexts that hold facts, not small talk."""
 _OK = Turn("nothing new", answer="ok")
+_DONE = Turn("done", answer="ok")
+_SUMMARY = Turn("too much", (Call("Summary_context", {"span": "all", "summary": "small talk"}),))
 _IN_DISTRACTORS: dict[str, ValueKind] = {"t": "town", "c": "firm", "f": "food", "p": "person"}
 _PRACTISED = 0.3
 """Share of what is said in drills of the ``train`` split whose words are in no order."""
@@ -233,9 +241,9 @@ class _Scene:
         return None if practised else criteria
 
     @property
-    def half_full(self) -> bool:
-        """Whether it is time to make room."""
-        return sum(word_count(one.content) for one in self.said) >= self.budget_tokens / 2
+    def used(self) -> float:
+        """How full the context is, about."""
+        return about_tokens(one.content for one in self.said) / self.budget_tokens
 
     def observed(self, text: str) -> None:
         self.hear(f"<tool_response>\n{text}\n</tool_response>")
@@ -286,15 +294,30 @@ def drill(
     return scene.exchanges
 
 
-def _add(scene: _Scene) -> None:
+def _add(scene: _Scene) -> bool:
+    """Tells whether the context was cleared after it."""
     fact = scene.fact()
     scene.told(OPENINGS, fact.text)
     if count := scene.rng.randint(0, 2):
         scene.hits(None, count, like=fact)
     scene.write(Turn("new fact", (Call("Add_memory", {"content": fact.text, "memory_type": "fact"}),)))
-    scene.observed(f"Stored as {scene.id_of(fact)}.")
+    scene.observed(_stored(scene, fact))
     scene.told_there.append(fact)
-    scene.write(Turn("done", answer="ok"))
+    if scene.used < EXPERT.too_full:
+        scene.write(_DONE)
+        return False
+    scene.write(_SUMMARY)
+    return True
+
+
+def _stored(scene: _Scene, fact: _Known) -> str:
+    """What the server answers: it names memories that are close to the new one."""
+    close = [one for one in scene.stored if one.relation is fact.relation][:_CLOSE]
+    head = f"Stored as {scene.id_of(fact)}."
+    if not close:
+        return head
+    lines = [f"- {scene.id_of(one)} (0.{scene.rng.randint(60, 95)}) {one.text}" for one in close]
+    return "\n".join([head, ADVICE_ON_SIMILAR, *lines])
 
 
 def _update(scene: _Scene) -> None:
@@ -306,7 +329,7 @@ def _update(scene: _Scene) -> None:
     arguments = {"memory_id": found, "content": new.text}
     scene.write(Turn(f"{old.thought} {found}", (Call("Update_memory", arguments),)))
     scene.observed(f"Updated {found} (version 2). Before: {old.text}")
-    scene.write(Turn("done", answer="ok"))
+    scene.write(_DONE)
 
 
 def _delete(scene: _Scene) -> None:
@@ -316,7 +339,7 @@ def _delete(scene: _Scene) -> None:
     arguments = {"memory_id": found, "confirmation": True}
     scene.write(Turn(f"{fact.thought} {found}", (Call("Delete_memory", arguments),)))
     scene.observed(f"Deleted {found}.")
-    scene.write(Turn("done", answer="ok"))
+    scene.write(_DONE)
 
 
 def _small_talk(scene: _Scene) -> None:
@@ -326,18 +349,18 @@ def _small_talk(scene: _Scene) -> None:
 
 
 def _clear(scene: _Scene) -> None:
-    """Talk that goes on until the context is half full and is cleared, unless it ends before."""
+    """Talk, or facts, until the context is so full that it is cleared, unless they end before."""
+    if scene.rng.random() < _FULL_OF_FACTS:
+        any(_add(scene) for _ in range(scene.rng.randint(2, 9)))
+        return
     as_in_chat = scene.rng.random() < _IN_A_CHAT
     for _ in range(scene.rng.randint(2, 14)):
         criteria = scene.talked()
         if as_in_chat:
             scene.hits_of_environment(None)
-        if scene.half_full:
-            if criteria is None or scene.rng.random() < _SUMMARISED:
-                call = Call("Summary_context", {"span": "all", "summary": "small talk"})
-            else:
-                call = Call("Filter_context", {"criteria": criteria})
-            scene.write(Turn("too much", (call,)))
+        if scene.used >= EXPERT.full:
+            by_summary = criteria is None or scene.rng.random() < _SUMMARISED
+            scene.write(_SUMMARY if by_summary else Turn("too much", (Call("Filter_context", {"criteria": criteria}),)))
             return
         scene.write(_OK)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, TypeAlias
 
+from agemem_mcp.server.render import ADVICE_ON_SIMILAR
 from agemem_policies.protocol import ProtocolViolation, parse
 
 if TYPE_CHECKING:
@@ -17,9 +18,10 @@ Form: TypeAlias = tuple[tuple[str, str], ...]
 """Role and kind of each message, from the last one that the user wrote."""
 
 _LINE = r"\[mem_\d+\] \(\d{4}-\d\d-\d\d, fact\) [^\n\[\]]+\."
+_CLOSE = r"- mem_\d+ \(0\.\d\d\) [^\n\[\]]+\."
 _SHOWN = {
     "hits": rf"<retrieved_memories>\n{_LINE}(\n{_LINE})*\n</retrieved_memories>",
-    "stored": r"<tool_response>\nStored as mem_\d+\.\n</tool_response>",
+    "stored": rf"<tool_response>\nStored as mem_\d+\.(\n{ADVICE_ON_SIMILAR}(\n{_CLOSE})+)?\n</tool_response>",
     "updated": r"<tool_response>\nUpdated mem_\d+ \(version 2\)\. Before: [^\n]+\.\n</tool_response>",
     "deleted": r"<tool_response>\nDeleted mem_\d+\.\n</tool_response>",
     "said": r"[^<\n]+",

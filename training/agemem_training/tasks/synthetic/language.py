@@ -14,6 +14,7 @@ from agemem_training.tasks.synthetic.names import FOODS, MONTHS, NameKind, draw_
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Iterable
 
     from agemem_training.tasks.source import Split
 
@@ -258,7 +259,8 @@ def wording(texts: dict[str, tuple[str, ...]], split: Split) -> tuple[str, ...]:
     return texts["train" if split == "train" else "test"]
 
 
-_WORDS = re.compile(r"\w+|[^\w\s]")
+_WORDS = re.compile(r"\w+")
+_TOKENS_OF_A_WORD = 1.3
 _OPENING_WORDS = sorted(
     {
         word
@@ -300,9 +302,9 @@ def practice_rumour(rng: random.Random) -> str:
     return practice_opening(rng) + rng.choice(("{p} once worked at {c}.", "a friend of {p} likes {f}."))
 
 
-def word_count(text: str) -> int:
-    """Words and signs; about as many as the mini policy's tokens."""
-    return len(_WORDS.findall(text))
+def about_tokens(texts: Iterable[str]) -> float:
+    """How many tokens texts are for the mini policy, about: a name is two, and a turn's fixed parts are one each."""
+    return _TOKENS_OF_A_WORD * sum(len(_WORDS.findall(text)) for text in texts)
 
 
 def draw_value(rng: random.Random, kind: ValueKind, split: Split) -> str:
