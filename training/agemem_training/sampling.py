@@ -11,7 +11,7 @@ that was set aside before, and rows that are done leave.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
     from agemem_policies.local.chat_ids import ChatTokenizer
     from agemem_policies.policy import Prompt
+
+
+_SHORT_BITS = 5
+"""Up to 2^5 - 1 tokens to be read are few, and not worth a pass of their own."""
 
 
 @dataclass(slots=True)
@@ -73,6 +77,11 @@ class _Row:
     action_ids: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
     ended: bool = False
+
+    @property
+    def fresh(self) -> int:
+        """How many of the prompt's tokens are to be read."""
+        return len(self.prompt_ids) - self.common
 
 
 class TurnSampler:
@@ -125,15 +134,26 @@ class TurnSampler:
         """
         began = time.perf_counter()
         rows = [self._row(one) for one in asked]
-        batch = _Batch(self._model, rows, self._kept, self._max_tokens)
+        fresh = sum(row.fresh for row in rows)
+        known = dict(self._kept)
+        for group in _longer_ones(rows):
+            self._read_ahead(group, known)
+        batch = _Batch(self._model, rows, known, self._max_tokens)
         while batch.live:
             self._draw(batch.logits_B_V, batch.live)
             batch.advance(keep=self._keep)
         self._kept |= batch.kept
         self.work.seconds += time.perf_counter() - began
-        self.work.read_tokens += sum(len(row.prompt_ids) - row.common for row in rows)
+        self.work.read_tokens += fresh
         self.work.written_tokens += sum(len(row.action_ids) for row in rows)
         return [_completion(row) for row in rows]
+
+    def _read_ahead(self, rows: list[_Row], known: dict[int, _Kept]) -> None:
+        """Read all of prompts but their last tokens."""
+        ahead = [replace(row, prompt_ids=row.prompt_ids[:-1]) for row in rows]
+        known |= _Batch(self._model, ahead, known, 0).put_by()
+        for row in rows:
+            row.common = len(row.prompt_ids) - 1
 
     def _row(self, asked: Asked) -> _Row:
         ids = self._encoder.encode(asked.prompt.messages)
@@ -163,6 +183,17 @@ class TurnSampler:
             row.logprobs.append(logprob)
             row.stream.feed(token_id)
             row.ended = row.stream.stopped or token_id in self._eos_ids
+
+
+def _longer_ones(rows: list[_Row]) -> list[list[_Row]]:
+    """Rows that have more to read than others, in groups of like lengths, which are read by themselves.
+
+    Side by side all would be as wide as the longest: while most read a line, some read a context that was rewritten.
+    """
+    groups: dict[int, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(max(_SHORT_BITS, row.fresh.bit_length()), []).append(row)
+    return [groups[bits] for bits in sorted(groups)[1:]]
 
 
 def _completion(row: _Row) -> Completion:
@@ -270,6 +301,12 @@ class _Batch:
         self._mask_B_T[:, self._width] = 1
         self._width += 1
         self.logits_B_V = self._forward(ids_B_1, torch.tensor(places, device=self._model.device))
+
+    def put_by(self) -> dict[int, _Kept]:
+        """Keep what all rows have read."""
+        for place in range(len(self.live)):
+            self._put_by(place)
+        return self.kept
 
     def _put_by(self, place: int) -> None:
         """Keep what a row has read; its last token it has only written."""

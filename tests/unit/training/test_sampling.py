@@ -34,7 +34,7 @@ MAX_TOKENS = 16
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return wordy_model()
+    return wordy_model(seed=4)
 
 
 def sampler_of(model: Any, *, temperature: float = 1.0, **options: Any) -> TurnSampler:
