@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from agemem_training.evaluating import Place, Policy, evaluate, graded
 from agemem_training.mini.warm_start import demonstrate
 from agemem_training.reporting.figures import evaluate_figures
 from agemem_training.reporting.metrics import Evaluation
-from agemem_training.reporting.results import DURING
+from agemem_training.reporting.results import AFTER, BEFORE, DURING
 from agemem_training.rewards import RewardSettings
 from agemem_training.settings_of import judge_of, rules_of, world_of
 from agemem_training.tasks.choosing import parse_source
@@ -53,13 +53,24 @@ class HeldOut:
         greedy_success: list[float] = []
         for greedy in (True, False) if final and config.sampled else (True,):
             for text in self.sources:
-                found = self.journal.recorded(name, self._level(text), iteration, greedy=greedy)
+                found = self._known(name, text, iteration, greedy=greedy)
                 if found is None:
                     found = await self._measured(trainable, text, name, iteration, greedy=greedy)
                     self.journal.evaluated(found)
                 if greedy:
                     greedy_success.append(found.episodes.mean("success"))
         return fmean(greedy_success)
+
+    def _known(self, name: str, source: str, iteration: int, *, greedy: bool) -> Evaluation | None:
+        """What was measured already: where nothing was learnt, that is also what it is like after."""
+        level = self._level(source)
+        found = self.journal.recorded(name, level, iteration, greedy=greedy)
+        if found is None and name == AFTER and iteration == 0:
+            before = self.journal.recorded(BEFORE, level, iteration, greedy=greedy)
+            if before is not None:
+                found = replace(before, name=AFTER)
+                self.journal.evaluated(found)
+        return found
 
     async def measure_demonstrator(self, habits: str) -> None:
         """Measure the demonstrator as well, where there is one, on the tasks of *before* and *after*."""

@@ -47,6 +47,7 @@ def world_of(config: RunConfig, tokenizer_folder: Path | None) -> WorldSettings:
         budget_tokens=environment.budget_tokens,
         tokenizer=tokenizer,
         ids=environment.ids,
+        threads=config.threads,
         # Passing memories need no disk: where there is one in memory, a commit is four times as fast.
         folder=_MEMORY_DISK if _MEMORY_DISK.is_dir() else None,
         extra={} if environment.embedding is None else {"embedding": environment.embedding},
