@@ -87,7 +87,8 @@ class WarmStart:
         tokenizer.save_pretrained(folder)
         self.progress.note(f"{warm.episodes} demonstrations of each level, on the server")
         shown = await self._demonstrated(warm.episodes, folder)
-        teacher = Teacher(tokenizer, self.config.environment.system or "")
+        environment = self.config.environment
+        teacher = Teacher(tokenizer, environment.system or "", environment.budget_tokens)
         rows: list[Row] = teacher.rows_of(shown)
         model = build_model(self.config.model, tokenizer, seed=self.config.seed) if begun is None else begun.model
         self._noted = time.perf_counter()

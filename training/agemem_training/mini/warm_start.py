@@ -92,6 +92,8 @@ class Teacher:
 
     tokenizer: Any
     system: str
+    budget_tokens: int = 512
+    """T_max of the contexts that are shown."""
 
     def rows_of(self, episodes: Sequence[Episode]) -> list[Row]:
         """The rows of demonstrated episodes."""
@@ -131,7 +133,7 @@ class Teacher:
     def drill_row(self, encoder: ChatEncoder, rng: random.Random) -> Row:
         """A drill as one row."""
         row = Row()
-        for number, exchange in enumerate(drill(rng, system=self.system)):
+        for number, exchange in enumerate(drill(rng, system=self.system, budget_tokens=self.budget_tokens)):
             row.read(encoder.encode(exchange.shown)[len(row) :])
             self._write(row, self._ids(exchange.turn), number)
         return row
