@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from agemem_training.tasks.task import Fact, Task
 
 _LINE = re.compile(r"^\[(mem_\w+)\] \([^)]*\) (.*)$", re.MULTILINE)
+OK = Turn("nothing new", answer="ok")
+DONE = Turn("done", answer="ok")
+SUMMARY = Turn("too much", (Call("Summary_context", {"span": "all", "summary": "small talk"}),))
 _DENIALS = (" no longer ", " is not ")
 
 
@@ -91,7 +94,7 @@ class Demonstrator:
         said = [place for place, one in enumerate(prompt.messages) if one.role == "user" and one.content[:1] != "<"]
         if not said:
             # The message that is being worked on was cleared away with the others.
-            return _done()
+            return DONE
         now = said[-1]
         message = prompt.messages[now].content
         after = prompt.messages[now + 1 :]
@@ -99,10 +102,10 @@ class Demonstrator:
         if message == self._task.query:
             return self._reason(prompt, acted)
         if message in self._task.distractors:
-            return self._clear(prompt) or _ok() if not acted else _done()
+            return self._clear(prompt) or OK if not acted else DONE
         if not acted:
             return self._note(message, "\n".join(one.content for one in after))
-        return (self._make_room(prompt) if acted == 1 else None) or _done()
+        return (self._make_room(prompt) if acted == 1 else None) or DONE
 
     def _often(self, chance: float) -> bool:
         return self._rng.random() < chance
@@ -116,14 +119,14 @@ class Demonstrator:
         if fact is None:
             if self._often(self._habits.junk):
                 return Turn("new fact", (_add(message),))
-            return _ok()
+            return OK
         change = next((one for one in self._task.changes if one.new == fact), None)
         if change is not None:
             found = _id_of(change.stale, hits)
             if found is not None and self._often(self._habits.updates):
                 arguments = {"memory_id": found, "content": fact.text}
                 return Turn(f"{_bare(change.stale.text)} {found}", (Call("Update_memory", arguments),))
-        return Turn("new fact", (_add(fact.text),)) if self._often(self._habits.adds) else _ok()
+        return Turn("new fact", (_add(fact.text),)) if self._often(self._habits.adds) else OK
 
     def _take_back(self, message: str, hits: str) -> Turn:
         for change in self._task.changes:
@@ -132,13 +135,13 @@ class Demonstrator:
                 if found is not None and self._often(self._habits.deletes):
                     arguments = {"memory_id": found, "confirmation": True}
                     return Turn(f"{_bare(change.stale.text)} {found}", (Call("Delete_memory", arguments),))
-        return _ok()
+        return OK
 
     def _make_room(self, prompt: Prompt) -> Turn | None:
         """Stage 1: clear what was dealt with, before the next message may be too much."""
         if self._used(prompt) < self._habits.too_full or not self._often(self._habits.clears):
             return None
-        return _summary()
+        return SUMMARY
 
     def _used(self, prompt: Prompt) -> float:
         """How full the context is, about."""
@@ -149,7 +152,7 @@ class Demonstrator:
         if self._used(prompt) < self._habits.full or not self._often(self._habits.clears):
             return None
         if self._often(self._habits.summarises):
-            return _summary()
+            return SUMMARY
         latest = next(one.content for one in reversed(prompt.messages) if one.content in self._task.distractors)
         return Turn("too much", (Call("Filter_context", {"criteria": _topic(latest)}),))
 
@@ -224,15 +227,3 @@ def _bare(sentence: str) -> str:
 
 def _add(content: str) -> Call:
     return Call("Add_memory", {"content": content, "memory_type": "fact"})
-
-
-def _ok() -> Turn:
-    return Turn("nothing new", answer="ok")
-
-
-def _summary() -> Turn:
-    return Turn("too much", (Call("Summary_context", {"span": "all", "summary": "small talk"}),))
-
-
-def _done() -> Turn:
-    return Turn("done", answer="ok")

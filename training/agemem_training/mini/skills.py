@@ -16,7 +16,7 @@ import numpy as np
 
 from agemem_policies.policy import Prompt
 from agemem_policies.protocol import ProtocolViolation, parse
-from agemem_training.mini.drills import Exchange, drill
+from agemem_training.mini.drills import drill
 from agemem_training.sampling import Asked
 from agemem_training.tasks.synthetic.language import RELATIONS
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agemem_policies.protocol import Turn
+    from agemem_training.mini.scene import Exchange
     from agemem_training.sampling import TurnSampler
     from agemem_training.tasks.source import Split
 

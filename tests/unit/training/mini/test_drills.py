@@ -18,7 +18,7 @@ from agemem_policies.session import SessionContext
 from agemem_training.environment import Rules
 from agemem_training.loading import shipped_warm_start
 from agemem_training.mini.demonstrator import EXPERT, Demonstrator
-from agemem_training.mini.drills import Exchange, Skill, drill
+from agemem_training.mini.drills import Skill, drill
 from agemem_training.mini.warm_start import demonstrate
 from agemem_training.tasks.synthetic import LEVELS, Stories
 from agemem_training.tasks.synthetic.language import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from agemem_policies.memory import MemoryTools
     from agemem_policies.protocol import Turn
     from agemem_policies.steps import Step
+    from agemem_training.mini.scene import Exchange
     from agemem_training.tasks.source import Split
     from agemem_training.tasks.task import Task
 
