@@ -34,6 +34,9 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile("agemem")
 
 
+_LONGEST = "test_grpo_learns.py"
+
+
 def found_assets() -> Path | None:
     """The folder with the real model and tokenizer files, if they were pulled."""
     default = Path(platformdirs.user_cache_dir("agemem-mcp", appauthor=False)) / "assets"
@@ -91,3 +94,8 @@ async def full_service(full_settings: Settings, clock: SteppingClock) -> AsyncGe
     """A service on real stores with the real model, with fixed time and ids."""
     async with open_service(full_settings, clock=clock, ids=RandomIds(seed=7)) as service:
         yield service
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that takes longest, so that no other process waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != _LONGEST)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from agemem_mcp.adapters.assets import AssetProgress, AssetStore
     from agemem_mcp.adapters.data_folder import DataFolder
+    from agemem_mcp.adapters.embedding import VectorCache
     from agemem_mcp.adapters.ledger import SqliteLedger
     from agemem_mcp.adapters.models import Models
     from agemem_mcp.adapters.sessions import SqliteSessionStore
@@ -61,6 +62,7 @@ async def open_service(  # noqa: PLR0913  what tests, training and owners set
     *,
     clock: Clock | None = None,
     ids: IdSource | None = None,
+    vectors: VectorCache | None = None,
     locked: bool = False,
     rebuild_index: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -73,6 +75,7 @@ async def open_service(  # noqa: PLR0913  what tests, training and owners set
         rebuild_index: fill the index anew from the ledger, whatever model it was made with.
         clock: another clock than the system's, for tests and training.
         ids: another source of ids than the settings', for tests and training.
+        vectors: remembers embeddings beyond this service's life, for training.
         on_progress: called, perhaps from another thread, while files are being fetched.
 
     Raises:
@@ -96,7 +99,7 @@ async def open_service(  # noqa: PLR0913  what tests, training and owners set
             stack.callback(folder.lock().release)
         store = await _ready_assets(settings, on_progress)
         tokens = await asyncio.to_thread(load_token_counter, settings.context.tokenizer, store.tiktoken_dir)
-        models, embedder = _embedding(settings, store, stack)
+        models, embedder = _embedding(settings, store, vectors, stack)
         stores = await _open_stores(settings, folder, sources.clock, embedder, stack, rebuild_index=rebuild_index)
         indexer = await _caught_up(stores, embedder, stack, on_progress)
         short_term = _short_term(settings, stores, sources, embedder, tokens=tokens, stack=stack)
@@ -125,11 +128,13 @@ class _Stores:
     index: MemoryIndex
 
 
-def _embedding(settings: Settings, store: AssetStore, stack: AsyncExitStack) -> tuple[Models, CurrentEmbedder | None]:
+def _embedding(
+    settings: Settings, store: AssetStore, vectors: VectorCache | None, stack: AsyncExitStack
+) -> tuple[Models, CurrentEmbedder | None]:
     """The embedding model, and the place in which it can be exchanged; None for words alone."""
     from agemem_mcp.service.current_embedder import CurrentEmbedder
 
-    models = _models(settings, store)
+    models = _models(settings, store, vectors)
     stack.push_async_callback(models.close)
     embedder = None if models.present is None else CurrentEmbedder(models.present)
     models.in_use = lambda: None if embedder is None else embedder.present
@@ -295,11 +300,11 @@ async def _ready_assets(settings: Settings, on_progress: Callable[[Progress], No
     return store
 
 
-def _models(settings: Settings, store: AssetStore) -> Models:
+def _models(settings: Settings, store: AssetStore, vectors: VectorCache | None = None) -> Models:
     """The embedding model of the settings, which can be exchanged for another."""
     from agemem_mcp.adapters.models import Models
 
-    models = Models(store.model_dir, threads=settings.embedding_threads)
+    models = Models(store.model_dir, threads=settings.embedding_threads, vectors=vectors)
     folder = None if settings.embedding_path is None else str(settings.embedding_path)
     models.present = models.make(settings.embedding, folder)
     return models
@@ -360,11 +365,12 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def service_gate(
+def service_gate(  # noqa: PLR0913  as above
     settings: Settings,
     *,
     clock: Clock | None = None,
     ids: IdSource | None = None,
+    vectors: VectorCache | None = None,
     locked: bool = False,
     rebuild_index: bool = False,
 ) -> ServiceGate:
@@ -378,7 +384,13 @@ def service_gate(
 
     def open_(note: Callable[[Progress], None]) -> AbstractAsyncContextManager[MemoryService]:
         return open_service(
-            settings, clock=clock, ids=ids, locked=locked, rebuild_index=rebuild_index, on_progress=note
+            settings,
+            clock=clock,
+            ids=ids,
+            vectors=vectors,
+            locked=locked,
+            rebuild_index=rebuild_index,
+            on_progress=note,
         )
 
     # Loading takes the better part of a second: in a thread it holds up nobody's handshake.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from agemem_mcp.adapters.embedding import VectorCache
     from agemem_training.config import RunConfig
     from agemem_training.journal import Journal
     from agemem_training.loading import Trainable
@@ -36,6 +37,8 @@ class HeldOut:
     journal: Journal
     tokenizer_folder: Path
     """Where the policy's tokenizer is, for a server that counts with it."""
+    vectors: VectorCache
+    """What was embedded already."""
 
     async def measure(self, trainable: Trainable, name: str, iteration: int) -> float:
         """Measure and record; what the run has recorded already is not measured again.
@@ -82,7 +85,7 @@ class HeldOut:
             episodes = await demonstrate(
                 Stories(choice.place),
                 self.config.evaluation.final_episodes,
-                world_of(self.config, self.tokenizer_folder),
+                world_of(self.config, self.tokenizer_folder, self.vectors),
                 rules_of(self.config),
                 habits=habits,
                 seed=self.config.seed,
@@ -112,7 +115,8 @@ class HeldOut:
     def _place(self) -> Place:
         config = self.config
         pay = RewardSettings(variant=config.reward.variant)
-        return Place(rules_of(config), world_of(config, self.tokenizer_folder), judge_of(config), pay)
+        world = world_of(config, self.tokenizer_folder, self.vectors)
+        return Place(rules_of(config), world, judge_of(config), pay)
 
     def _evaluation(self, text: str, name: str, iteration: int, figures: EpisodeFigures, *, greedy: bool) -> Evaluation:
         return Evaluation(

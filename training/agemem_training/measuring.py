@@ -18,7 +18,7 @@ from agemem_training.evaluating import Place, Policy, evaluate
 from agemem_training.loading import load_trainable
 from agemem_training.reporting.intervals import wilson
 from agemem_training.rewards import RewardSettings
-from agemem_training.settings_of import judge_of, rules_of, world_of
+from agemem_training.settings_of import judge_of, remembered_vectors, rules_of, world_of
 from agemem_training.stopping import Interrupted, single_errors
 from agemem_training.tasks.choosing import open_source, parse_source
 
@@ -74,7 +74,7 @@ async def _measure(config: RunConfig, checkpoint: Path, wanted: Measuring, show:
         trainable.model.to("cuda")
     policy = Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, config.grpo.turn_tokens)
     pay = RewardSettings(variant=config.reward.variant)
-    place = Place(rules_of(config), world_of(config, checkpoint), judge_of(config), pay)
+    place = Place(rules_of(config), world_of(config, checkpoint, remembered_vectors()), judge_of(config), pay)
     told: list[dict[str, Any]] = []
     for text, source in sources.items():
         figures = await evaluate(

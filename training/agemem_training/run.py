@@ -33,7 +33,7 @@ from agemem_training.reporting.metrics import MetricsFile
 from agemem_training.reporting.model_card import write_model_card
 from agemem_training.reporting.report import write_report
 from agemem_training.reporting.results import AFTER, BEFORE, DURING, Results, Run, installed_versions
-from agemem_training.settings_of import judge_of, rules_of, world_of
+from agemem_training.settings_of import judge_of, remembered_vectors, rules_of, world_of
 from agemem_training.starting import SKILLS_FILE, WarmStart, read_gates
 from agemem_training.stopping import Interrupted, interrupts, single_errors
 from agemem_training.tasks.choosing import open_source, parse_source
@@ -43,6 +43,7 @@ from agemem_training.worlds import opened
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agemem_mcp.adapters.embedding import VectorCache
     from agemem_training.config import RunConfig
     from agemem_training.progress import Progress
     from agemem_training.tasks.recorded import Survey
@@ -104,6 +105,7 @@ class TrainingRun:
     _sources: dict[str, TaskSource] = field(default_factory=dict[str, "TaskSource"])
     _phase: Literal["start", "learning", "end"] = "start"
     _stopped: bool = False
+    _vectors: VectorCache = field(default_factory=remembered_vectors)
     _began: float = field(default_factory=time.monotonic)
     _before_s: float = 0.0
     """That the parts of the run before this one took."""
@@ -115,7 +117,7 @@ class TrainingRun:
     def _use(self, out: Path) -> None:
         self.folder = RunFolder(out)
         self._journal = Journal(MetricsFile(out / "metrics.jsonl"), self.progress)
-        self._held_out = HeldOut(self.config, self._sources, self._journal, self.folder.start)
+        self._held_out = HeldOut(self.config, self._sources, self._journal, self.folder.start, self._vectors)
 
     async def run(self) -> None:
         """Train, measure, report: see :func:`train`."""
@@ -309,7 +311,8 @@ class TrainingRun:
         return state
 
     def _trainer(self, accelerator: Accelerator, learner: Learner, trainable: Trainable, state: RunState) -> Trainer:
-        setting = Setting(rules_of(self.config), world_of(self.config, self.folder.start), judge_of(self.config))
+        world = world_of(self.config, self.folder.start, self._vectors)
+        setting = Setting(rules_of(self.config), world, judge_of(self.config))
         weights = self.config.tasks.weights or (1.0,) * len(self._sources)
         draws = Draws(list(self._sources.values()), weights, self.config.seed, list(state.drawn))
 

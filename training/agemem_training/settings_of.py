@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agemem_mcp.adapters.embedding import VectorCache
 from agemem_policies.baselines import kit_named
 from agemem_training.environment import Rules
 from agemem_training.worlds import WorldSettings
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from agemem_training.config import RunConfig
     from agemem_training.judges import AnswerJudge
 
+_REMEMBERED_VECTORS = 40_000
+"""Some 60 MB: three levels of 200 stories have half as many different texts."""
 _MEMORY_DISK = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
 
 
@@ -32,12 +35,18 @@ def rules_of(config: RunConfig) -> Rules:
     )
 
 
-def world_of(config: RunConfig, tokenizer_folder: Path | None) -> WorldSettings:
+def remembered_vectors() -> VectorCache:
+    """What a run remembers of what it embedded: its policies meet the same stories before, during and after."""
+    return VectorCache(_REMEMBERED_VECTORS)
+
+
+def world_of(config: RunConfig, tokenizer_folder: Path | None, vectors: VectorCache | None = None) -> WorldSettings:
     """The server of an episode.
 
     Args:
         config: of the run.
         tokenizer_folder: where the policy's tokenizer is; None while there is none, and tokens are estimated.
+        vectors: see :func:`remembered_vectors`.
     """
     environment = config.environment
     tokenizer = environment.tokenizer
@@ -48,6 +57,7 @@ def world_of(config: RunConfig, tokenizer_folder: Path | None) -> WorldSettings:
         tokenizer=tokenizer,
         ids=environment.ids,
         threads=config.threads,
+        vectors=vectors,
         # Passing memories need no disk: where there is one in memory, a commit is four times as fast.
         folder=_MEMORY_DISK if _MEMORY_DISK.is_dir() else None,
         extra={} if environment.embedding is None else {"embedding": environment.embedding},

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from contextlib import AbstractAsyncContextManager
 
+    from agemem_mcp.adapters.embedding import VectorCache
     from agemem_mcp.domain.memory import MemoryEvent
     from agemem_mcp.service.gate import ServiceGate
     from agemem_policies.memory import MemoryTools
@@ -52,6 +53,8 @@ class WorldSettings:
     """``random`` or ``sequential``."""
     threads: int | None = None
     """For embedding."""
+    vectors: VectorCache | None = None
+    """Remembers what was embedded from one world to the next; None for nothing."""
     folder: Path | None = None
     """Where the data folders are made; None for the system's place for passing files."""
     extra: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -166,7 +169,7 @@ async def in_process(settings: WorldSettings, *, seed: int) -> AsyncGenerator[In
         )
         ids = SequentialIds(seed) if settings.ids == "sequential" else RandomIds(seed)
         clock = SteppingClock(_EPOCH + timedelta(days=seed * _DAYS_APART % _DAYS))
-        gate = service_gate(configured, clock=clock, ids=ids)
+        gate = service_gate(configured, clock=clock, ids=ids, vectors=settings.vectors)
         stack.push_async_callback(gate.close)
         await gate.service()
         yield InProcessWorld(gate)

@@ -58,6 +58,35 @@ class _Job:
         self.left = sorted(self.texts, key=lambda key: len(self.texts[key]))
 
 
+class VectorCache:
+    """The vectors used last, by hash of model and text; safe between threads, and between embedders."""
+
+    def __init__(self, size: int = 4096) -> None:
+        """It is empty.
+
+        Args:
+            size: how many vectors to remember, least recently used ones go first.
+        """
+        self._size = size
+        self._vectors: OrderedDict[bytes, VectorD] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, VectorD]:
+        """Those of the keys that are remembered."""
+        with self._lock:
+            found = {key: self._vectors[key] for key in keys if key in self._vectors}
+            for key in found:
+                self._vectors.move_to_end(key)
+        return found
+
+    def put(self, vectors: dict[bytes, VectorD]) -> None:
+        """Remember vectors."""
+        with self._lock:
+            self._vectors.update(vectors)
+            while len(self._vectors) > self._size:
+                self._vectors.popitem(last=False)
+
+
 class FastEmbedEmbedder:
     """Implements ``Embedder``; loads the model at first use and never touches a network."""
 
@@ -66,7 +95,7 @@ class FastEmbedEmbedder:
         model_dir: Path,
         *,
         model_name: str = DEFAULT_MODEL,
-        cache_size: int = 4096,
+        cache: VectorCache | None = None,
         threads: int | None = None,
         dimensions: int | None = None,
     ) -> None:
@@ -75,13 +104,14 @@ class FastEmbedEmbedder:
         Args:
             model_dir: holds model.onnx, config.json and the tokenizer's files.
             model_name: one of fastembed's; decides pooling and normalisation.
-            cache_size: how many vectors to remember, least recently used ones go first.
+            cache: remembers vectors, perhaps for other embedders as well; None for one of its own.
             threads: of ONNX Runtime; None for one per core.
             dimensions: D; None to read it from ``config.json``.
         """
         self._name = model_name
         self._dimensions = dimensions or _hidden_size(model_dir) or _DEFAULT_DIMENSIONS
-        self._cache = _VectorCache(cache_size)
+        self._cache = VectorCache() if cache is None else cache
+        self._salt = hashlib.blake2b(f"{model_name}\0{model_dir}".encode(), digest_size=16).digest()
         self._model = _Model(model_dir, model_name, threads, self._dimensions)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
@@ -115,7 +145,7 @@ class FastEmbedEmbedder:
             raise EmbeddingError(message)
         if not texts:
             return np.empty((0, self._dimensions), np.float32)
-        keys = [_key(text) for text in texts]
+        keys = [self._key(text) for text in texts]
         vectors = self._cache.get(keys)
         unknown = {key: text[:_MAX_CHARS] for key, text in zip(keys, texts, strict=True) if key not in vectors}
         if unknown:
@@ -129,6 +159,9 @@ class FastEmbedEmbedder:
         if worker is not None:
             self._queue.put(None)
             await asyncio.to_thread(worker.join)
+
+    def _key(self, text: str) -> bytes:
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, key=self._salt).digest()
 
     def _submit(self, texts: dict[bytes, str]) -> Future[dict[bytes, VectorD]]:
         if self._worker is None:
@@ -250,28 +283,6 @@ def _spin_briefly(options: Any, _given: object) -> None:  # noqa: ANN401  onnxru
     options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
 
 
-class _VectorCache:
-    """The vectors used last, by hash of the text; safe between threads."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._vectors: OrderedDict[bytes, VectorD] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, VectorD]:
-        with self._lock:
-            found = {key: self._vectors[key] for key in keys if key in self._vectors}
-            for key in found:
-                self._vectors.move_to_end(key)
-        return found
-
-    def put(self, vectors: dict[bytes, VectorD]) -> None:
-        with self._lock:
-            self._vectors.update(vectors)
-            while len(self._vectors) > self._size:
-                self._vectors.popitem(last=False)
-
-
 def _next_round(jobs: Sequence[_Job]) -> dict[bytes, str]:
     """The next texts of the first call, then those of others that are about as long."""
     batch: dict[bytes, str] = {}
@@ -317,7 +328,3 @@ def _hidden_size(model_dir: Path) -> int | None:
         return int(values["hidden_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -11,21 +11,25 @@ from agemem_mcp.adapters.embedding import FastEmbedEmbedder
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from agemem_mcp.adapters.embedding import VectorCache
+
 NO_MODEL = "none"
 
 
 class Models:
     """Makes embedding models, and releases those that are no longer used."""
 
-    def __init__(self, default_folder: Path, *, threads: int | None) -> None:
+    def __init__(self, default_folder: Path, *, threads: int | None, vectors: VectorCache | None = None) -> None:
         """No model is made yet.
 
         Args:
             default_folder: where the files of the default model are.
             threads: see :class:`FastEmbedEmbedder`.
+            vectors: remembers vectors of all models; None for one each.
         """
         self._default_folder = default_folder
         self._threads = threads
+        self._vectors = vectors
         self.present: FastEmbedEmbedder | None = None
         self.in_use: Callable[[], object] = lambda: self.present
         """Tells which model is embedded with; set by whoever exchanges them."""
@@ -35,7 +39,10 @@ class Models:
         if name == NO_MODEL:
             return None
         return FastEmbedEmbedder(
-            self._default_folder if folder is None else Path(folder), model_name=name, threads=self._threads
+            self._default_folder if folder is None else Path(folder),
+            model_name=name,
+            cache=self._vectors,
+            threads=self._threads,
         )
 
     @asynccontextmanager

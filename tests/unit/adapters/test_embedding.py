@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from agemem_mcp.adapters import embedding
-from agemem_mcp.adapters.embedding import FastEmbedEmbedder
+from agemem_mcp.adapters.embedding import FastEmbedEmbedder, VectorCache
 from agemem_mcp.adapters.minilm_onnx import write_onnx
 from agemem_mcp.errors import AssetsMissing, EmbeddingError
 
@@ -170,12 +170,28 @@ def test_a_text_is_embedded_once_within_a_call_and_between_calls(model_dir: Path
 
 def test_the_cache_forgets_what_was_used_longest_ago(model_dir: Path, rounds: list[list[str]]) -> None:
     async def scenario() -> None:
-        embedder = FastEmbedEmbedder(model_dir, cache_size=2)
+        embedder = FastEmbedEmbedder(model_dir, cache=VectorCache(2))
         for text in ("tea", "bob", "tea", "paris", "tea", "bob"):
             await embedder.embed([text])
 
     run(scenario())
     assert rounds == [["tea"], ["bob"], ["paris"], ["bob"]]
+
+
+def test_embedders_of_the_same_model_alone_share_what_they_remember(
+    model_dir: Path, tmp_path: Path, rounds: list[list[str]]
+) -> None:
+    other = shutil.copytree(model_dir, tmp_path / "other")
+
+    async def scenario() -> None:
+        vectors = VectorCache()
+        for folder in (model_dir, model_dir, other):
+            embedder = FastEmbedEmbedder(folder, cache=vectors)
+            await embedder.embed(["tea"])
+            await embedder.close()
+
+    run(scenario())
+    assert rounds == [["tea"], ["tea"]]
 
 
 def test_a_row_that_a_caller_changes_does_not_change_the_cache(model_dir: Path) -> None:

@@ -161,7 +161,8 @@ class Demonstrator:
         relation, second, subject = _asked(self._task.query)
         if not acted:
             if not self._often(self._habits.retrieves):
-                return Turn("not there", answer=UNKNOWN)
+                # In other words than after a look-up, so that to learn not to do this is not to unlearn that.
+                return Turn("no idea", answer=UNKNOWN)
             return Turn("look up", (Call("Retrieve_memory", {"query": relation.lookup.format(s=subject)}),))
         lines = [text for one in prompt.messages for _, text in _LINE.findall(one.content)]
         value = _value(lines, relation, subject)

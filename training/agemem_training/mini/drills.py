@@ -16,6 +16,7 @@ from agemem_training.tasks.synthetic.language import CHANGED, OPENINGS, RELATION
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
 
     from agemem_training.mini.scene import Exchange, Known
     from agemem_training.tasks.source import Split
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 Skill: TypeAlias = Literal["add", "update", "delete", "answer", "unknown", "two hops", "small talk", "clear"]
 
 _WEIGHTS: dict[Skill, float] = {
-    "add": 3, "update": 3, "delete": 2, "answer": 4, "unknown": 1, "two hops": 4, "small talk": 1, "clear": 1.5,
+    "add": 3, "update": 3, "delete": 2, "answer": 4, "unknown": 1.5, "two hops": 4, "small talk": 1, "clear": 1.5,
 }  # fmt: skip
 _PLAIN_CHANGES = 0.4
 _IN_A_CHAT = 0.3
 """Share of the questions and of the changes that come after other messages."""
+_CHATTED = (0.45, 0.35, 0.2)
+"""Shares of facts, small talk and changes among those messages."""
 _SUMMARISED = 0.5
 """Share of the contexts on one topic that are cleared by a summary; without a topic all are."""
 _CLOSE = 2
@@ -59,31 +62,19 @@ def drill(
         case "add":
             for _ in range(rng.randint(1, 3)):
                 _add(scene)
-        case "update":
-            _chat(scene)
-            _update(scene)
-        case "delete":
-            _chat(scene)
-            _delete(scene)
         case "small talk":
             _small_talk(scene)
-        case "answer":
-            _chat(scene)
-            _answer(scene)
-        case "unknown":
-            _chat(scene)
-            _unknown(scene)
-        case "two hops":
-            _chat(scene)
-            _two_hops(scene)
         case "clear":
             _clear(scene)
+        case "update" | "delete" | "answer" | "unknown" | "two hops":
+            if not _chat(scene):
+                _IN_CHAT[chosen](scene)
     return scene.exchanges
 
 
 def _add(scene: Scene) -> bool:
     """Tells whether the context was cleared after it."""
-    fact = scene.fact()
+    fact = scene.news()
     scene.told(OPENINGS, fact.text)
     if count := scene.rng.randint(0, 2):
         scene.hits(None, count, like=fact)
@@ -115,6 +106,7 @@ def _update(scene: Scene) -> None:
     found = scene.hits(old, scene.rng.randint(1, 2))
     arguments = {"memory_id": found, "content": new.text}
     scene.write(Turn(f"{old.thought} {found}", (Call("Update_memory", arguments),)))
+    scene.change(old, new)
     scene.observed(f"Updated {found} (version 2). Before: {old.text}")
     scene.write(DONE)
 
@@ -152,11 +144,13 @@ def _clear(scene: Scene) -> None:
         scene.write(OK)
 
 
-def _chat(scene: Scene) -> None:
-    """What may stand before it: in a chat, and before a change in stage 1."""
+def _chat(scene: Scene) -> bool:
+    """What may stand before it: in a chat, and before a change in stage 1. Tells whether the context was cleared."""
     if scene.rng.random() < _IN_A_CHAT:
         for _ in range(scene.rng.randint(1, 4)):
-            scene.rng.choice((_add, _small_talk))(scene)
+            if scene.rng.choices((_add, _small_talk, _update), _CHATTED)[0](scene):
+                return True
+    return False
 
 
 def _look_up(scene: Scene, fact: Known, thought: str = "look up", *, found: bool = True) -> None:
@@ -190,3 +184,9 @@ def _two_hops(scene: Scene) -> None:
     _look_up(scene, first)
     _look_up(scene, second, first.thought)
     scene.write(Turn(second.thought, answer=second.value))
+
+
+_IN_CHAT: dict[Skill, Callable[[Scene], None]] = {
+    "update": _update, "delete": _delete, "answer": _answer, "unknown": _unknown, "two hops": _two_hops,
+}  # fmt: skip
+"""What may come after other messages."""

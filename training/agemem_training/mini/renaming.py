@@ -160,4 +160,7 @@ class _Cast:
         if head not in self._heads:
             self._heads[head] = self._stock[kind].pop() if self._stock[kind] else known.heads[head][1]
         new = self._heads[head]
-        return known.ids[new], known.ids[f"##{self.rng.choice(practice_tails(kind, new))}"]
+        made = [(known.ids[new], known.ids[f"##{tail}"]) for tail in practice_tails(kind, new)]
+        # Two people are not called the same.
+        taken = set(self._two.values())
+        return self.rng.choice([one for one in made if one not in taken] or made)

@@ -24,6 +24,7 @@ from agemem_training.tasks.synthetic.stories import sentence
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Iterable
 
     from agemem_policies.protocol import Turn
     from agemem_training.tasks.source import Split
@@ -37,6 +38,10 @@ _SHOWN_UNASKED = 0.5
 """Share of the questions and of the small talk that memories are shown with."""
 _SHOWN_AGAIN = 0.6
 """Share of the other memories among hits that are known already, once some are."""
+_ALIKE = 0.75
+"""Share of the other memories among hits that are easily taken for the one in question, where there are such."""
+_KNOWN_SUBJECT = 0.35
+"""Share of what is told that is about somebody of whom something was told before, once there is somebody."""
 _TOLD_THERE = 0.6
 """Share of the changes after other messages whose fact was told there."""
 _CHATTER = 0.3
@@ -83,6 +88,10 @@ class Known:
     def thought(self) -> str:
         """As a thought says it."""
         return self.text.removesuffix(".")
+
+    def is_like(self, other: Known) -> bool:
+        """Whether it is easily taken for another one: it is about the same subject, or says the same kind of thing."""
+        return self.subject == other.subject or self.relation is other.relation
 
 
 @dataclass(slots=True)
@@ -148,17 +157,11 @@ class Scene:
         Args:
             fact: None to show none in particular.
             count: of the memories.
-            like: one of the others is like this; by default like the fact.
+            like: most of the others are like this; by default like the fact.
         """
         facts = [fact] if fact else []
         while len(facts) < count:
-            known = [one for one in self.stored if one not in facts]
-            if known and (self.rng.random() < _SHOWN_AGAIN or not self.ids):
-                facts.append(self.rng.choice(known))
-            elif (like or fact) and len(facts) == (fact is not None):
-                facts.append(self._like(like or cast("Known", fact)))
-            else:
-                facts.append(self.fact())
+            facts.append(self._other(facts, like or fact))
         if self.rng.random() < _SHUFFLED:
             self.rng.shuffle(facts)
         lines = "\n".join(f"[{self.id_of(one)}] ({self.date}, fact) {one.text}" for one in facts)
@@ -171,17 +174,43 @@ class Scene:
             self.stored[fact] = self.ids.pop()
         return self.stored[fact]
 
+    def change(self, old: Known, new: Known) -> None:
+        """The memory holds another fact instead."""
+        self.stored[new] = self.stored.pop(old)
+        self.told_there = [new if one == old else one for one in self.told_there]
+
     def hits_of_environment(self, fact: Known | None) -> None:
         """In a chat memories are shown with everything that is said, in episodes only with what is told."""
         if self.rng.random() < _SHOWN_UNASKED:
             self.hits(fact, self.rng.randint(1, 2))
 
-    def _like(self, fact: Known) -> Known:
+    def _other(self, shown: list[Known], like: Known | None) -> Known:
+        """A memory to be shown beside others: one that is known, or a new one; like something, or not."""
+        model = like if self.rng.random() < _ALIKE else None
+        known = [one for one in self.stored if one not in shown]
+        if known and (self.rng.random() < _SHOWN_AGAIN or not self.ids):
+            return self.rng.choice([one for one in known if model is not None and one.is_like(model)] or known)
+        return self.fact() if model is None else self._like(model, shown)
+
+    def _like(self, fact: Known, shown: list[Known]) -> Known:
         """Another fact that is easily taken for it: of the same subject, or of the same kind."""
-        relations = [one for one in _RELATIONS if one.about == fact.relation.about and one is not fact.relation]
+        relations = self._untold(fact.subject, fact.relation, [fact, *shown])
         if relations and self.rng.random() < 0.5:  # noqa: PLR2004  half of each
             return self.fact(self.rng.choice(relations), fact.subject)
         return self.fact(fact.relation)
+
+    def _untold(self, subject: str, relation: Relation, more: Iterable[Known] = ()) -> list[Relation]:
+        """What may be told of somebody and is not known yet: who has two birthdays has none."""
+        told = {one.relation.name for one in (*self.stored, *more) if one.subject == subject}
+        return [one for one in _RELATIONS if one.about == relation.about and one.name not in told]
+
+    def news(self) -> Known:
+        """A new fact, perhaps about somebody of whom others were told."""
+        if self.told_there and self.rng.random() < _KNOWN_SUBJECT:
+            before = self.rng.choice(self.told_there)
+            if relations := self._untold(before.subject, before.relation):
+                return self.fact(self.rng.choice(relations), before.subject)
+        return self.fact()
 
     def known(self) -> Known:
         """A fact that the memory holds; perhaps one that was told here."""

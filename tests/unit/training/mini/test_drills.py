@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 SKILLS: tuple[Skill, ...] = get_args(Skill)
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 LINE = re.compile(r"^\[(mem_\d+)\] \([^)]*\) (.*)$", re.MULTILINE)
+UPDATED = re.compile(r'"Update_memory", "arguments": {"memory_id": "(mem_\d+)", "content": "([^"]+)"')
 HEADS = {kind: "|".join(heads) for kind, (heads, _) in PARTS.items()}
 TAILS = "|".join(sorted({tail for _, tails in PARTS.values() for tail in tails}, key=len, reverse=True))
 NAMES = {kind: re.compile(rf"\b({heads})({TAILS})\b") for kind, heads in HEADS.items()}
@@ -63,6 +64,16 @@ def last_hits(exchange: Exchange) -> dict[str, str]:
     """Memories that were shown last, by id; none where the memory is empty."""
     shown = [one.content for one in exchange.shown if one.content.startswith("<retrieved_memories>")]
     return dict(LINE.findall(shown[-1])) if shown else {}
+
+
+def stated(text: str) -> tuple[str, str, str]:
+    """The relation, the subject and the value of a fact."""
+    for name, relation in RELATIONS.items():
+        pattern = re.escape(relation.sentence).replace(r"\{s\}", r"(?P<s>\w+)").replace(r"\{v\}", "(?P<v>.+)")
+        if (found := re.fullmatch(pattern, text)) is not None:
+            return name, found["s"], found["v"]
+    msg = f"no fact: {text}"
+    raise AssertionError(msg)
 
 
 def names_in(text: str) -> set[tuple[str, str, str]]:
@@ -206,9 +217,45 @@ def test_what_is_known_already_is_shown_again_under_its_id() -> None:
     for exchanges in drills_of("two hops"):
         shown = [LINE.findall(one.content) for one in exchanges[-1].shown]
         lines = [line for found in shown for line in found]
+        if any("Update_memory" in one.content for one in exchanges[-1].shown):
+            continue
         assert len({number for number, _ in lines}) == len(set(lines))
         again += len(lines) > len(set(lines))
     assert again > 30
+
+
+def test_what_was_changed_is_shown_as_it_is_now() -> None:
+    changed = 0
+    for exchanges in drills_of("answer", count=600):
+        holds: dict[str, str] = {}
+        for message in exchanges[-1].shown:
+            for number, text in LINE.findall(message.content):
+                assert holds.setdefault(number, text) == text
+            if (update := UPDATED.search(message.content)) is not None:
+                changed += 1
+                holds[update[1]] = update[2]
+    assert changed > 20
+
+
+def test_nobody_has_two_birthdays() -> None:
+    alike = 0
+    for skill in SKILLS:
+        for exchanges in drills_of(skill):
+            for message in exchanges[-1].shown:
+                told = [stated(text) for _, text in LINE.findall(message.content)]
+                assert len({(relation, subject) for relation, subject, _ in told}) == len({*told})
+                alike += len({subject for _, subject, _ in told}) < len({*told})
+    assert alike > 100
+
+
+def test_what_is_told_is_at_times_about_somebody_of_whom_something_was_told() -> None:
+    again = 0
+    for exchanges in drills_of("add"):
+        calls = [call for one in exchanges for call in parse(one.turn).calls if call.name == "Add_memory"]
+        pairs = [stated(str(call.arguments["content"]))[:2] for call in calls]
+        assert len(set(pairs)) == len(pairs)
+        again += len({subject for _, subject in pairs}) < len(pairs)
+    assert again > 10
 
 
 def test_questions_are_asked_with_and_without_memories_before_them_and_after_other_messages() -> None:

@@ -64,11 +64,11 @@ def test_what_a_turn_copies_tells_which_skills_it_shows(turn: Turn | None, wante
 def test_a_policy_that_was_never_trained_has_no_skill(make: type) -> None:
     tokenizer = mini_tokenizer()
     sampler = TurnSampler(make(), tokenizer, frozenset({tokenizer.eos_token_id}), temperature=0, max_tokens=16)
-    results = measure_skills(sampler, system=SYSTEM, drills=40)
+    results = measure_skills(sampler, system=SYSTEM, drills=120)
     assert [one.skill for one in results] == list(SKILLS)
     assert any(one.tried for one in results)
     assert all(one.right == 0 for one in results)
-    assert measure_skills(sampler, system=SYSTEM, drills=40) == results
+    assert measure_skills(sampler, system=SYSTEM, drills=120) == results
     assert not sampler._kept
 
 
