@@ -2,4 +2,5 @@
 
 from agemem_mcp._entry import main
 
-main()
+if __name__ == "__main__":  # other processes of a training run import this module again
+    main()

@@ -188,6 +188,11 @@ class EvaluationConfig(_Frozen):
     episodes: int = Field(default=48, ge=1, description="Of each source, then.")
     final_episodes: int = Field(default=200, ge=1, description="Of each source, on the test split, before and after.")
     sampled: bool = Field(default=True, description="At the end also with sampling, not greedy alone.")
+    processes: int = Field(
+        default=1,
+        ge=1,
+        description="That measure before and after, on a CPU: on two cores two are faster.",
+    )
     demonstrator: Literal["expert", "noisy"] | None = Field(
         default=None, description="Measured on the same tasks, to compare with; synthetic tasks alone have one."
     )

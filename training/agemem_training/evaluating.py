@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from agemem_training.reporting.figures import EpisodeFigures, evaluate_figures
+from agemem_training.reporting.figures import EpisodeFigures, evaluate_figures, joined_figures
 from agemem_training.rewards import Reward, RewardSettings, judged, reward
 from agemem_training.rollout import roll_out
 from agemem_training.sampling import TurnSampler
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agemem_training.tasks.source import Split, TaskSource
     from agemem_training.worlds import WorldSettings
 
-_AT_ONCE = 64
+_AT_ONCE = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,35 @@ async def evaluate(  # noqa: PLR0913  what a measurement is made of
         episodes: how many; fewer where the split has no more.
         greedy: take the most probable token; else sample at temperature 1.
     """
-    tasks = list(islice(source.tasks(split, seed=seed), episodes))
+    parts = [
+        await evaluate_part(
+            policy, source, place, split=split, seed=seed, episodes=episodes, greedy=greedy, start=start
+        )
+        for start in part_starts(episodes)
+    ]
+    return joined_figures([one for one in parts if one is not None])
+
+
+def part_starts(episodes: int) -> range:
+    """Where the parts of a measurement begin: so many stories are told at once."""
+    return range(0, episodes, _AT_ONCE)
+
+
+async def evaluate_part(  # noqa: PLR0913  as above
+    policy: Policy,
+    source: TaskSource,
+    place: Place,
+    *,
+    split: Split,
+    seed: int,
+    episodes: int,
+    greedy: bool,
+    start: int,
+) -> EpisodeFigures | None:
+    """A part of :func:`evaluate`: the tasks from one number on; None where the split has no such task."""
+    tasks = list(islice(source.tasks(split, seed=seed), start, min(start + _AT_ONCE, episodes)))
+    if not tasks:
+        return None
     sampler = TurnSampler(
         policy.model,
         policy.tokenizer,
@@ -67,13 +95,9 @@ async def evaluate(  # noqa: PLR0913  what a measurement is made of
         max_tokens=policy.turn_tokens,
     )
     policy.model.eval()
-    lived: list[Episode] = []
-    for start in range(0, len(tasks), _AT_ONCE):
-        async with opened(place.world, seed=seed + start) as world:
-            part = tasks[start : start + _AT_ONCE]
-            rollouts = await roll_out(part, sampler, world, place.rules, seed=seed + start, name="evaluation")
-        lived += rollouts.episodes
-    return evaluate_figures(lived, await graded(lived, place))
+    async with opened(place.world, seed=seed + start) as world:
+        rollouts = await roll_out(tasks, sampler, world, place.rules, seed=seed + start, name="evaluation")
+    return evaluate_figures(rollouts.episodes, await graded(rollouts.episodes, place))
 
 
 async def graded(episodes: Sequence[Episode], place: Place) -> list[Reward]:

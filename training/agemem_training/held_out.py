@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from agemem_training.evaluating import Place, Policy, evaluate, graded
+from agemem_training.measuring_apart import Apart, Measured, measure_apart
 from agemem_training.mini.warm_start import demonstrate
 from agemem_training.reporting.figures import evaluate_figures
 from agemem_training.reporting.metrics import Evaluation
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from agemem_training.journal import Journal
     from agemem_training.loading import Trainable
     from agemem_training.reporting.figures import EpisodeFigures
-    from agemem_training.tasks.source import Split, TaskSource
+    from agemem_training.tasks.source import TaskSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,36 +41,49 @@ class HeldOut:
     vectors: VectorCache
     """What was embedded already."""
 
-    async def measure(self, trainable: Trainable, name: str, iteration: int) -> float:
+    async def measure(self, trainable: Trainable, name: str, iteration: int, *, saved: Path | None = None) -> float:
         """Measure and record; what the run has recorded already is not measured again.
 
         Args:
             trainable: the policy.
             name: before, during or after.
             iteration: after which one.
+            saved: where the policy is saved, so that several processes can measure it.
 
         Returns:
             Mean task success of the sources, greedy.
         """
-        final = name != DURING
         config = self.config.evaluation
-        greedy_success: list[float] = []
-        for greedy in (True, False) if final and config.sampled else (True,):
-            for text in self.sources:
-                found = self._known(name, text, iteration, greedy=greedy)
-                if found is None:
-                    found = await self._measured(trainable, text, name, iteration, greedy=greedy)
-                    self.journal.evaluated(found)
-                if greedy:
-                    greedy_success.append(found.episodes.mean("success"))
-        return fmean(greedy_success)
+        ways = (True, False) if name != DURING and config.sampled else (True,)
+        wanted = [Measured(text, greedy) for greedy in ways for text in self.sources]
+        missing = [one for one in wanted if self._known(name, one, iteration) is None]
+        if missing and saved is not None and config.processes > 1 and trainable.model.device.type == "cpu":
+            await self._measure_apart(saved, missing, name, iteration)
+        else:
+            for one in missing:
+                self._record(name, one, iteration, await self._measured(trainable, one, name))
+        found = [self._known(name, one, iteration) for one in wanted if one.greedy]
+        return fmean(one.episodes.mean("success") for one in found if one is not None)
 
-    def _known(self, name: str, source: str, iteration: int, *, greedy: bool) -> Evaluation | None:
+    async def _measure_apart(self, saved: Path, wanted: list[Measured], name: str, iteration: int) -> None:
+        config = self.config.evaluation
+        self.journal.progress.note(f"measuring {name}, in {config.processes} processes")
+        await measure_apart(
+            Apart(self.config, saved, self.sources, "test", config.final_episodes),
+            wanted,
+            processes=config.processes,
+            on_measured=lambda one, figures: self._record(name, one, iteration, figures),
+        )
+
+    def _record(self, name: str, one: Measured, iteration: int, figures: EpisodeFigures) -> None:
+        self.journal.evaluated(self._evaluation(one.source, name, iteration, figures, greedy=one.greedy))
+
+    def _known(self, name: str, one: Measured, iteration: int) -> Evaluation | None:
         """What was measured already: where nothing was learnt, that is also what it is like after."""
-        level = self._level(source)
-        found = self.journal.recorded(name, level, iteration, greedy=greedy)
+        level = self._level(one.source)
+        found = self.journal.recorded(name, level, iteration, greedy=one.greedy)
         if found is None and name == AFTER and iteration == 0:
-            before = self.journal.recorded(BEFORE, level, iteration, greedy=greedy)
+            before = self.journal.recorded(BEFORE, level, iteration, greedy=one.greedy)
             if before is not None:
                 found = replace(before, name=AFTER)
                 self.journal.evaluated(found)
@@ -94,23 +108,21 @@ class HeldOut:
             figures = evaluate_figures(episodes, await graded(episodes, self._place()))
             self.journal.evaluated(self._evaluation(text, name, 0, figures, greedy=True))
 
-    async def _measured(
-        self, trainable: Trainable, text: str, name: str, iteration: int, *, greedy: bool
-    ) -> Evaluation:
-        config, seed = self.config, self.config.seed
-        split: Split = "validation" if name == DURING else "test"
-        episodes = config.evaluation.episodes if name == DURING else config.evaluation.final_episodes
-        self.journal.progress.note(f"measuring {name}: {self._level(text)}, {'greedy' if greedy else 'sampled'}")
-        figures = await evaluate(
-            Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, config.grpo.turn_tokens),
-            self.sources[text],
-            self._place(),
-            split=split,
-            seed=seed,
-            episodes=episodes,
-            greedy=greedy,
+    async def _measured(self, trainable: Trainable, one: Measured, name: str) -> EpisodeFigures:
+        config = self.config
+        final = name != DURING
+        self.journal.progress.note(
+            f"measuring {name}: {self._level(one.source)}, {'greedy' if one.greedy else 'sampled'}"
         )
-        return self._evaluation(text, name, iteration, figures, greedy=greedy)
+        return await evaluate(
+            Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, config.grpo.turn_tokens),
+            self.sources[one.source],
+            self._place(),
+            split="test" if final else "validation",
+            seed=config.seed,
+            episodes=config.evaluation.final_episodes if final else config.evaluation.episodes,
+            greedy=one.greedy,
+        )
 
     def _place(self) -> Place:
         config = self.config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agemem_training.reporting.figures import EpisodeFigures, evaluate_figures
+from agemem_training.reporting.figures import EpisodeFigures, evaluate_figures, joined_figures
 from agemem_training.reporting.metrics import Cost, Evaluation, Iteration, Rollouts, Update
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Journal:
             parts: of all processes.
             total: how many iterations there will be.
         """
-        figures = _together([one.figures for one in parts if one.figures is not None])
+        figures = joined_figures([one.figures for one in parts if one.figures is not None])
         means = figures.means()
         updated, rollouts = done.updated, done.rollouts
         self.metrics.append(
@@ -116,11 +116,3 @@ class Journal:
             one for one in self.metrics.read().evaluations if (one.name, one.level, one.greedy, one.iteration) == wanted
         )
         return next(found, None)
-
-
-def _together(parts: Sequence[EpisodeFigures]) -> EpisodeFigures:
-    return EpisodeFigures(
-        tuple(one for part in parts for one in part.task_ids),
-        tuple(one for part in parts for one in part.kinds),
-        {name: tuple(one for part in parts for one in part.columns[name]) for name in parts[0].columns},
-    )

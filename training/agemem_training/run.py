@@ -203,7 +203,7 @@ class TrainingRun:
             raise ConfigurationError(msg)
         newest = folder.newest()
         self._journal.begin(0 if newest is None else load_checkpoint_state(newest)[0].iteration)
-        await self._held_out.measure(self._loaded_start(accelerator, adapter=False), BEFORE, 0)
+        await self._held_out.measure(self._loaded_start(accelerator, adapter=False), BEFORE, 0, saved=folder.start)
         if self.config.evaluation.demonstrator is not None:
             await self._held_out.measure_demonstrator(self.config.evaluation.demonstrator)
 
@@ -362,7 +362,7 @@ class TrainingRun:
         saved = self.config.model.model_copy(update={"path": str(out), "lora_rank": None})
         trainable = load_trainable(saved)
         trainable.model.to(accelerator.device)
-        await self._held_out.measure(trainable, AFTER, state.iteration)
+        await self._held_out.measure(trainable, AFTER, state.iteration, saved=out)
         results = Results(
             run=Run(
                 name=self.config.preset,

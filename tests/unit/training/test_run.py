@@ -106,6 +106,13 @@ def test_a_run_leaves_a_policy_that_loads_and_a_report_of_it(whole: Path, tiny_s
     assert json.loads((whole / "agent.json").read_text())["system"] == SYSTEM
 
 
+def test_several_processes_measure_what_one_does(whole: Path, tiny_start: Path, tmp_path: Path) -> None:
+    out = run(changed(tiny_run(tiny_start), evaluation={"processes": 2}), tmp_path / "out")
+    one, two = (MetricsFile(path / "metrics.jsonl").read().evaluations for path in (whole, out))
+    assert [(found.name, found.episodes) for found in one] == [(found.name, found.episodes) for found in two]
+    assert_same(weights_of(whole), weights_of(out))
+
+
 def test_the_same_seed_gives_the_same_iterations_and_another_one_others(
     whole: Path, tiny_start: Path, tmp_path: Path
 ) -> None:

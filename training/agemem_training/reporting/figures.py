@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,22 @@ def evaluate_figures(episodes: Sequence[Episode], rewards: Sequence[Reward]) -> 
         tuple(episode.task.task_id for episode in episodes),
         tuple(episode.task.labels.get("kind", "") for episode in episodes),
         {name: tuple(row[name] for row in rows) for name in rows[0]},
+    )
+
+
+def joined_figures(parts: Sequence[EpisodeFigures]) -> EpisodeFigures:
+    """The figures of all episodes of all parts.
+
+    Raises:
+        InvalidOperation: there are no parts.
+    """
+    if not parts:
+        msg = "There are no figures without episodes."
+        raise InvalidOperation(msg)
+    return EpisodeFigures(
+        tuple(chain.from_iterable(one.task_ids for one in parts)),
+        tuple(chain.from_iterable(one.kinds for one in parts)),
+        {name: tuple(chain.from_iterable(one.columns[name] for one in parts)) for name in parts[0].columns},
     )
 
 

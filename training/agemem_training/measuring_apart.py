@@ -1,0 +1,180 @@
+"""Measuring a policy in several processes at once.
+
+A small policy and its server are much Python and little arithmetic: more threads measure it no faster, more processes
+do. Which stories are told together does not depend on how many processes there are, so neither do the figures.
+"""
+
+# torch is an extra: where it is installed its types are checked, elsewhere the rest still is
+# pyright: reportMissingImports=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import signal
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agemem_mcp.errors import AgeMemError, ConfigurationError
+from agemem_training.evaluating import Place, Policy, evaluate_part, part_starts
+from agemem_training.reporting.figures import joined_figures
+from agemem_training.rewards import RewardSettings
+from agemem_training.settings_of import judge_of, remembered_vectors, rules_of, world_of
+from agemem_training.stopping import single_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
+    from pathlib import Path
+
+    from agemem_training.config import RunConfig
+    from agemem_training.reporting.figures import EpisodeFigures
+    from agemem_training.tasks.source import Split, TaskSource
+
+    OnMeasured = Callable[["Measured", EpisodeFigures], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measurement: on which source, and how the policy draws its tokens."""
+
+    source: str
+    greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The stories of a measurement that are told together."""
+
+    of: Measured
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """What the processes measure."""
+
+    config: RunConfig
+    checkpoint: Path
+    """The policy, saved with its tokenizer."""
+    sources: Mapping[str, TaskSource]
+    split: Split
+    episodes: int
+    """Of each source."""
+
+
+async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: int, on_measured: OnMeasured) -> None:
+    """Measure a policy.
+
+    Args:
+        what: the policy, and on what.
+        wanted: the measurements.
+        processes: how many.
+        on_measured: told of each measurement once it is complete.
+
+    Raises:
+        AgeMemError: a measurement failed, or a process ended.
+    """
+    parts = deque(_Part(one, start) for one in wanted for start in part_starts(what.episodes))
+    done: dict[Measured, dict[int, EpisodeFigures | None]] = {one: {} for one in wanted}
+
+    def note(part: _Part, figures: EpisodeFigures | None) -> None:
+        found = done[part.of]
+        found[part.start] = figures
+        if len(found) == len(part_starts(what.episodes)):
+            ordered = [found[start] for start in sorted(found)]
+            on_measured(part.of, joined_figures([one for one in ordered if one is not None]))
+
+    workers = [_Worker(what) for _ in range(min(processes, len(parts)))]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for worker in workers:
+                group.create_task(worker.work(parts, note))
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+class _Worker:
+    """One of the processes."""
+
+    def __init__(self, what: Apart) -> None:
+        # A copy of this process would have its threads' locks, but not the threads.
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        self._process: SpawnProcess = context.Process(target=_measure_parts, args=(there, what), daemon=True)
+        self._process.start()
+        # So that reading ends when the process does.
+        there.close()
+
+    async def work(self, parts: deque[_Part], note: Callable[[_Part, EpisodeFigures | None], None]) -> None:
+        """Let it measure one part after the other, while there are any."""
+        while parts:
+            part = parts.popleft()
+            try:
+                self._here.send(part)
+                answer = await asyncio.to_thread(self._here.recv)
+            except (EOFError, OSError) as error:
+                self._process.join()
+                msg = (
+                    f"A process that measured the policy ended (exit code {self._process.exitcode}). If memory ran "
+                    "out, set evaluation.processes = 1."
+                )
+                raise ConfigurationError(msg) from error
+            if isinstance(answer, AgeMemError):
+                raise answer
+            note(part, answer)
+
+    def end(self) -> None:
+        """End it, whatever it is doing."""
+        self._process.kill()
+        self._process.join()
+        self._here.close()
+
+
+def _measure_parts(connection: Connection, what: Apart) -> None:
+    """The life of a process: measure what is asked for, until it is ended."""
+    # Ctrl-C is for the process that started this one, which then ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ready: tuple[Policy, Place] | None = None
+    while True:
+        part: _Part = connection.recv()
+        try:
+            with single_errors():
+                ready = ready or _ready(what)
+                answer: EpisodeFigures | AgeMemError | None = asyncio.run(_measured(what, *ready, part))
+        except AgeMemError as error:
+            answer = error
+        connection.send(answer)
+
+
+def _ready(what: Apart) -> tuple[Policy, Place]:
+    import torch  # noqa: PLC0415  this process alone needs them
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415  as above
+
+    from agemem_training.loading import load_trainable  # noqa: PLC0415  as above
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    config = what.config.model_copy(update={"threads": 1})
+    model: Any = config.model.model_copy(update={"path": str(what.checkpoint), "lora_rank": None})
+    trainable = load_trainable(model)
+    policy = Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, config.grpo.turn_tokens)
+    world = world_of(config, what.checkpoint, remembered_vectors())
+    return policy, Place(rules_of(config), world, judge_of(config), RewardSettings(variant=config.reward.variant))
+
+
+async def _measured(what: Apart, policy: Policy, place: Place, part: _Part) -> EpisodeFigures | None:
+    return await evaluate_part(
+        policy,
+        what.sources[part.of.source],
+        place,
+        split=what.split,
+        seed=what.config.seed,
+        episodes=what.episodes,
+        greedy=part.of.greedy,
+        start=part.start,
+    )
