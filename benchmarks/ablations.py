@@ -1,11 +1,12 @@
 """What the reward, the tools and reinforcement learning itself are worth: runs of the mini preset, side by side.
 
     python benchmarks/ablations.py --out runs/ablations [--only NAME ...] [--iterations N] [--episodes N] [--start DIR]
+                                   [--threads N] [--sampled]
 
-Every run begins with the shipped warm start, or with --start, and has the same number of iterations, tasks and
-trajectories; "supervised" has about the time of a run's rollouts and updates instead. A run whose report is in the
-folder already is not repeated, so they may be made one after the other, in several processes too (--only). At the end
-stand what is there as a table, ablations.md, and as a picture, ablations.png.
+Every run begins with the shipped warm start, or with --start, is measured greedily, with --sampled both ways, and has
+the same number of iterations, tasks and trajectories; "supervised" has about the time of a run's rollouts and updates
+instead. A run whose report is in the folder already is not repeated, so they may be made one after the other, in
+several processes too (--only). At the end stand what is there as a table, ablations.md, and as a picture, ablations.png.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def _wanted() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--start", default=SHIPPED)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sampled", action="store_true")
     return parser.parse_args()
 
 
@@ -115,7 +117,7 @@ def _configured(variant: Variant, wanted: argparse.Namespace) -> RunConfig:
         run={"warm_start": None, "threads": wanted.threads, "preset": "custom"},
         model={"path": wanted.start},
         grpo={"iterations": iterations},
-        evaluation={"final_episodes": wanted.episodes, "sampled": False},
+        evaluation={"final_episodes": wanted.episodes, "processes": wanted.threads, "sampled": wanted.sampled},
     )
     return changed(config, **variant.tables)
 
@@ -175,7 +177,7 @@ def _figure(found: Mapping[str, Metrics]) -> Figure:
 
 def _series(metrics: Metrics, column: str) -> Series:
     rolled: Sequence[Any] = [one for one in metrics.of_phase("grpo") if one.rollouts is not None]
-    return Series([one.iteration for one in rolled], [one.rollouts.figures[column] for one in rolled])
+    return Series(list(range(1, len(rolled) + 1)), [one.rollouts.figures[column] for one in rolled])
 
 
 if __name__ == "__main__":

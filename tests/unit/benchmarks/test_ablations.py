@@ -14,7 +14,7 @@ from agemem_training.config import as_toml, differences, load_config, load_prese
 if TYPE_CHECKING:
     from pathlib import Path
 
-WANTED = argparse.Namespace(iterations=None, episodes=200, start="warm-start", threads=2)
+WANTED = argparse.Namespace(iterations=None, episodes=200, start="warm-start", threads=2, sampled=False)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
