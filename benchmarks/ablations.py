@@ -6,7 +6,7 @@
 Every run begins with the shipped warm start, or with --start, is measured greedily, with --sampled both ways, and has
 the same number of iterations, tasks and trajectories; "supervised" has about the time of a run's rollouts and updates
 instead. A run whose report is in the folder already is not repeated, so they may be made one after the other, in
-several processes too (--only). At the end stand what is there as a table, ablations.md, and as a picture, ablations.png.
+several processes too (--only). What is there is told in the end as a table, ablations.md, and a picture, ablations.png.
 """
 
 from __future__ import annotations
