@@ -68,12 +68,13 @@ class HeldOut:
     async def _measure_apart(self, saved: Path, wanted: list[Measured], name: str, iteration: int) -> None:
         config = self.config.evaluation
         self.journal.progress.note(f"measuring {name}, in {config.processes} processes")
-        await measure_apart(
+        held = await measure_apart(
             Apart(self.config, saved, self.sources, "test", config.final_episodes),
             wanted,
             processes=config.processes,
             on_measured=lambda one, figures: self._record(name, one, iteration, figures),
         )
+        self.journal.held = max(self.journal.held, held)
 
     def _record(self, name: str, one: Measured, iteration: int, figures: EpisodeFigures) -> None:
         self.journal.evaluated(self._evaluation(one.source, name, iteration, figures, greedy=one.greedy))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agemem_mcp.errors import AgeMemError, ConfigurationError
+from agemem_training.costs import held_memory, peak_memory, return_memory
 from agemem_training.evaluating import Place, Policy, evaluate_part, part_starts
 from agemem_training.reporting.figures import joined_figures
 from agemem_training.rewards import RewardSettings
@@ -65,7 +66,7 @@ class Apart:
     """Of each source."""
 
 
-async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: int, on_measured: OnMeasured) -> None:
+async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: int, on_measured: OnMeasured) -> float:
     """Measure a policy.
 
     Args:
@@ -74,11 +75,15 @@ async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: i
         processes: how many.
         on_measured: told of each measurement once it is complete.
 
+    Returns:
+        How much memory this process and the others held together, in bytes: of the others the most that each ever did.
+
     Raises:
         AgeMemError: a measurement failed, or a process ended.
     """
     parts = deque(_Part(one, start) for one in wanted for start in part_starts(what.episodes))
     done: dict[Measured, dict[int, EpisodeFigures | None]] = {one: {} for one in wanted}
+    return_memory()
 
     def note(part: _Part, figures: EpisodeFigures | None) -> None:
         found = done[part.of]
@@ -95,12 +100,14 @@ async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: i
     finally:
         for worker in workers:
             worker.end()
+    return held_memory() + sum(one.peak for one in workers)
 
 
 class _Worker:
     """One of the processes."""
 
     def __init__(self, what: Apart) -> None:
+        self.peak = 0.0
         # A copy of this process would have its threads' locks, but not the threads.
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
@@ -115,7 +122,7 @@ class _Worker:
             part = parts.popleft()
             try:
                 self._here.send(part)
-                answer = await asyncio.to_thread(self._here.recv)
+                answer, self.peak = await asyncio.to_thread(self._here.recv)
             except (EOFError, OSError) as error:
                 self._process.join()
                 msg = (
@@ -147,7 +154,8 @@ def _measure_parts(connection: Connection, what: Apart) -> None:
                 answer: EpisodeFigures | AgeMemError | None = asyncio.run(_measured(what, *ready, part))
         except AgeMemError as error:
             answer = error
-        connection.send(answer)
+        connection.send((answer, peak_memory()))
+        return_memory()
 
 
 def _ready(what: Apart) -> tuple[Policy, Place]:

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import shutil
-import sys
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,6 +22,7 @@ from agemem_mcp.errors import ConfigurationError
 from agemem_policies.manner import Manner
 from agemem_training.checkpoints import CONFIG, RunFolder, RunState, load_checkpoint_state, load_weights, replaced
 from agemem_training.config import SHIPPED, as_toml, differences, load_config
+from agemem_training.costs import peak_memory, threads_of
 from agemem_training.held_out import HeldOut
 from agemem_training.journal import Journal, Part
 from agemem_training.learner import Learner
@@ -140,8 +139,9 @@ class TrainingRun:
             state = await self._reinforce(accelerator)
             self._phase = "end"
             accelerator.free_memory()
+            held = sum(gather_object([peak_memory()]))
             if accelerator.is_main_process:
-                await self._finish(accelerator, state)
+                await self._finish(accelerator, state, held)
             accelerator.wait_for_everyone()
         accelerator.end_training()
 
@@ -260,6 +260,8 @@ class TrainingRun:
 
     async def _reinforce(self, accelerator: Accelerator) -> RunState:
         set_seed(self.config.seed)
+        if (threads := threads_of(self.config)) is not None:
+            torch.set_num_threads(threads)
         trainable = self._loaded_start(accelerator, adapter=True)
         if self._mixed:
             trainable.model.float()
@@ -356,8 +358,8 @@ class TrainingRun:
         save_merged(model, trainable.tokenizer, self.folder.path)
         self._manner().save(self.folder.path)
 
-    async def _finish(self, accelerator: Accelerator, state: RunState) -> None:
-        """Measure the policy as it was saved, and write report and model card."""
+    async def _finish(self, accelerator: Accelerator, state: RunState, held: float) -> None:
+        """Measure the policy as it was saved; report that, and what all processes held until now, in bytes."""
         out, base = self.folder.path, self.config.model.path
         saved = self.config.model.model_copy(update={"path": str(out), "lora_rank": None})
         trainable = load_trainable(saved)
@@ -372,7 +374,7 @@ class TrainingRun:
                 base_model=None if base == SHIPPED else base,
                 versions=installed_versions(),
                 wall_s=self._before_s + time.monotonic() - self._began,
-                peak_memory_gb=_peak_memory_gb(),
+                peak_memory_gb=max(held, peak_memory(), self._journal.held) / 1e9,
                 config=self.config.model_dump(mode="json"),
             ),
             metrics=self._journal.metrics.read(),
@@ -394,8 +396,3 @@ def _anyone(accelerator: Accelerator, *, said: bool) -> bool:
     """Whether any process says so."""
     flags = cast("Any", accelerator.gather(torch.tensor([int(said)], device=accelerator.device)))
     return bool(flags.any())
-
-
-def _peak_memory_gb() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

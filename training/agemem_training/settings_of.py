@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from agemem_mcp.adapters.embedding import VectorCache
 from agemem_policies.baselines import kit_named
+from agemem_training.costs import threads_of
 from agemem_training.environment import Rules
 from agemem_training.worlds import WorldSettings
 
@@ -56,7 +57,7 @@ def world_of(config: RunConfig, tokenizer_folder: Path | None, vectors: VectorCa
         budget_tokens=environment.budget_tokens,
         tokenizer=tokenizer,
         ids=environment.ids,
-        threads=config.threads,
+        threads=threads_of(config),
         vectors=vectors,
         # Passing memories need no disk: where there is one in memory, a commit is four times as fast.
         folder=_MEMORY_DISK if _MEMORY_DISK.is_dir() else None,

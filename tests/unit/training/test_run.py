@@ -343,7 +343,9 @@ def test_a_run_that_was_killed_in_its_warm_start_begins_it_anew(whole: Path, tin
 def test_two_processes_make_one_run(tiny_start: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     (tmp_path / "config.toml").write_text(
-        as_toml(tiny_run(tiny_start, grpo={"tasks": 3, "iterations": 3}, evaluation={"final_episodes": 1}))
+        as_toml(
+            tiny_run(tiny_start, grpo={"tasks": 3, "iterations": 3}, evaluation={"final_episodes": 1, "processes": 2})
+        )
     )
     in_two_processes(one_of_several.SCRIPT, str(tmp_path / "config.toml"), str(out))
     assert [one for one, _, _ in totals(out)] == [1, 2, 3]

@@ -1,0 +1,48 @@
+"""Threads and memory of a run."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+for extra in ("torch", "psutil"):
+    pytest.importorskip(extra, reason="training needs `pip install 'agemem-mcp[train]'`")
+
+from agemem_training.config import RunConfig  # noqa: E402  after the skip
+from agemem_training.costs import held_memory, peak_memory, return_memory, threads_of  # noqa: E402  as above
+
+MEGABYTE = 2**20
+
+
+@pytest.mark.parametrize(
+    ("threads", "processes", "share"),
+    [(None, None, None), (None, "2", None), (4, None, 4), (4, "1", 4), (4, "2", 2), (2, "4", 1), (3, "2", 1)],
+)
+def test_processes_of_one_machine_share_its_threads(
+    threads: int | None, processes: str | None, share: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert threads_of(RunConfig(threads=threads)) == share
+
+
+def test_memory_is_counted_in_bytes() -> None:
+    before = held_memory()
+    block = bytearray(b"\1" * (64 * MEGABYTE))
+    assert 48 * MEGABYTE < held_memory() - before < 200 * MEGABYTE
+    assert peak_memory() > held_memory() * 0.9
+    del block
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone keeps it")
+def test_memory_that_is_free_is_given_back() -> None:
+    # Small enough that glibc does not map each by itself, with one at the top that is not freed.
+    blocks = [bytearray(b"\1" * 100_000) for _ in range(2000)]
+    last = bytearray(b"\1" * 100_000)
+    full = held_memory()
+    blocks.clear()
+    return_memory()
+    assert full - held_memory() > 100 * MEGABYTE
+    del last
