@@ -14,21 +14,21 @@ import typer
 from transformers.utils import logging as transformers_logging
 
 from agemem_mcp.cli.output import print_json
-from agemem_training.evaluating import Place, Policy, evaluate
-from agemem_training.loading import load_trainable
+from agemem_training.evaluating import evaluate
+from agemem_training.measuring_apart import Apart, Measured, measure_apart, policy_at
 from agemem_training.reporting.intervals import wilson
-from agemem_training.rewards import RewardSettings
-from agemem_training.settings_of import judge_of, remembered_vectors, rules_of, world_of
 from agemem_training.stopping import Interrupted, single_errors
 from agemem_training.tasks.choosing import open_source, parse_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from agemem_training.config import RunConfig
+    from agemem_training.measuring_apart import OnMeasured
     from agemem_training.reporting.figures import EpisodeFigures
     from agemem_training.tasks.recorded import Survey
+    from agemem_training.tasks.source import TaskSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +69,35 @@ def measure(config: RunConfig, checkpoint: Path, wanted: Measuring, *, show: Cal
 
 async def _measure(config: RunConfig, checkpoint: Path, wanted: Measuring, show: Callable[[Survey], None]) -> None:
     sources = {text: await open_source(parse_source(text), show=show) for text in config.tasks.sources}
-    trainable = load_trainable(config.model.model_copy(update={"path": str(checkpoint), "lora_rank": None}))
-    if torch.cuda.is_available():
-        trainable.model.to("cuda")
-    policy = Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, config.grpo.turn_tokens)
-    pay = RewardSettings(variant=config.reward.variant)
-    place = Place(rules_of(config), world_of(config, checkpoint, remembered_vectors()), judge_of(config), pay)
     told: list[dict[str, Any]] = []
+
+    def tell(one: Measured, figures: EpisodeFigures) -> None:
+        told.append(_summary(one.source, figures, config.seed, greedy=one.greedy))
+        if not wanted.as_json:
+            typer.echo(_line(told[-1]))
+
+    ways = [Measured(text, wanted.greedy) for text in sources]
+    processes = config.evaluation.processes
+    if processes > 1 and not torch.cuda.is_available():
+        what = Apart(config, checkpoint, sources, "test", wanted.episodes)
+        await measure_apart(what, ways, processes=processes, on_measured=tell)
+    else:
+        await _measure_here(config, checkpoint, sources, wanted, tell)
+    if wanted.as_json:
+        print_json(told)
+
+
+async def _measure_here(
+    config: RunConfig, checkpoint: Path, sources: Mapping[str, TaskSource], wanted: Measuring, tell: OnMeasured
+) -> None:
+    policy, place = policy_at(config, checkpoint)
+    if torch.cuda.is_available():
+        policy.model.to("cuda")
     for text, source in sources.items():
         figures = await evaluate(
             policy, source, place, split="test", seed=config.seed, episodes=wanted.episodes, greedy=wanted.greedy
         )
-        told.append(_summary(text, figures, config.seed, greedy=wanted.greedy))
-        if not wanted.as_json:
-            typer.echo(_line(told[-1]))
-    if wanted.as_json:
-        print_json(told)
+        tell(Measured(text, wanted.greedy), figures)
 
 
 def _summary(source: str, figures: EpisodeFigures, seed: int, *, greedy: bool) -> dict[str, Any]:

@@ -14,11 +14,15 @@ import multiprocessing
 import signal
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import torch
+from transformers.utils import logging as transformers_logging
 
 from agemem_mcp.errors import AgeMemError, ConfigurationError
 from agemem_training.costs import held_memory, peak_memory, return_memory
 from agemem_training.evaluating import Place, Policy, evaluate_part, part_starts
+from agemem_training.loading import load_trainable
 from agemem_training.reporting.figures import joined_figures
 from agemem_training.rewards import RewardSettings
 from agemem_training.settings_of import judge_of, remembered_vectors, rules_of, world_of
@@ -145,12 +149,16 @@ def _measure_parts(connection: Connection, what: Apart) -> None:
     """The life of a process: measure what is asked for, until it is ended."""
     # Ctrl-C is for the process that started this one, which then ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    config = what.config.model_copy(update={"threads": 1})
     ready: tuple[Policy, Place] | None = None
     while True:
         part: _Part = connection.recv()
         try:
             with single_errors():
-                ready = ready or _ready(what)
+                ready = ready or policy_at(config, what.checkpoint)
                 answer: EpisodeFigures | AgeMemError | None = asyncio.run(_measured(what, *ready, part))
         except AgeMemError as error:
             answer = error
@@ -158,20 +166,19 @@ def _measure_parts(connection: Connection, what: Apart) -> None:
         return_memory()
 
 
-def _ready(what: Apart) -> tuple[Policy, Place]:
-    import torch  # noqa: PLC0415  this process alone needs them
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415  as above
+def policy_at(config: RunConfig, checkpoint: Path) -> tuple[Policy, Place]:
+    """A saved policy, and the memory it is measured with.
 
-    from agemem_training.loading import load_trainable  # noqa: PLC0415  as above
+    Args:
+        config: how it was trained: server, rules, reward.
+        checkpoint: a folder.
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    config = what.config.model_copy(update={"threads": 1})
-    model: Any = config.model.model_copy(update={"path": str(what.checkpoint), "lora_rank": None})
-    trainable = load_trainable(model)
+    Raises:
+        AgeMemError: it cannot be loaded.
+    """
+    trainable = load_trainable(config.model.model_copy(update={"path": str(checkpoint), "lora_rank": None}))
     policy = Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, config.grpo.turn_tokens)
-    world = world_of(config, what.checkpoint, remembered_vectors())
+    world = world_of(config, checkpoint, remembered_vectors())
     return policy, Place(rules_of(config), world, judge_of(config), RewardSettings(variant=config.reward.variant))
 
 

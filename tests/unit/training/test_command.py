@@ -133,7 +133,7 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_and_a_measurement_of_what_it_left(tiny_start: Path, tmp_path: Path) -> None:
-    config = tiny_run(tiny_start, grpo={"iterations": 1}, evaluation={"final_episodes": 1})
+    config = tiny_run(tiny_start, grpo={"iterations": 1}, evaluation={"final_episodes": 1, "processes": 2})
     out = tmp_path / "run"
     done = json.loads(told("--config", str(written(tmp_path, config)), "--out", str(out), "--json"))
     assert done["folder"] == str(out)
