@@ -27,7 +27,7 @@ from py_rust_stemmers import SnowballStemmer  # pyright: ignore[reportAttributeA
 from rich.console import Console
 from rich.table import Table
 
-from agemem_mcp.adapters.embedding import FastEmbedEmbedder
+from agemem_mcp.adapters.embedding import FastEmbedEmbedder, VectorCache
 from agemem_mcp.app import asset_store
 from agemem_mcp.domain.modes import FilterMode
 from agemem_mcp.service.relevance import DEFAULT_THETA, similarities
@@ -305,7 +305,9 @@ def main() -> int:
     if shared := shared_words():
         print("The written set must share no content word:", *shared, sep="\n", file=sys.stderr)
         return 1
-    rows = asyncio.run(measure(options.data, FastEmbedEmbedder(model, cache_size=_CACHED_TEXTS), tune=options.tune))
+    rows = asyncio.run(
+        measure(options.data, FastEmbedEmbedder(model, cache=VectorCache(_CACHED_TEXTS)), tune=options.tune)
+    )
     show(rows, Console(width=150))
     hashes = {name: hashlib.sha256((options.data / name).read_bytes()).hexdigest() for name in SAMPLES.values()}
     hashes[WRITTEN.name] = hashlib.sha256(WRITTEN.read_bytes()).hexdigest()

@@ -12,7 +12,7 @@ from agemem_mcp.server.render import ADVICE_ON_SIMILAR
 from agemem_policies.protocol import Call, Turn
 from agemem_training.mini.demonstrator import DONE, EXPERT, OK, SUMMARY
 from agemem_training.mini.scene import Scene
-from agemem_training.tasks.synthetic.language import CHANGED, OPENINGS, RELATIONS, TWO_HOPS, UNKNOWN
+from agemem_training.tasks.synthetic.language import RELATIONS, TWO_HOPS, UNKNOWN
 
 if TYPE_CHECKING:
     import random
@@ -26,7 +26,6 @@ Skill: TypeAlias = Literal["add", "update", "delete", "answer", "unknown", "two 
 _WEIGHTS: dict[Skill, float] = {
     "add": 3, "update": 3, "delete": 2, "answer": 4, "unknown": 1.5, "two hops": 4, "small talk": 1, "clear": 1.5,
 }  # fmt: skip
-_PLAIN_CHANGES = 0.4
 _IN_A_CHAT = 0.3
 """Share of the questions and of the changes that come after other messages."""
 _CHATTED = (0.45, 0.35, 0.2)
@@ -75,7 +74,7 @@ def drill(
 def _add(scene: Scene) -> bool:
     """Tells whether the context was cleared after it."""
     fact = scene.news()
-    scene.told(OPENINGS, fact.text)
+    scene.told(fact.text)
     if count := scene.rng.randint(0, 2):
         scene.hits(None, count, like=fact)
     scene.write(Turn("new fact", (Call("Add_memory", {"content": fact.text, "memory_type": "fact"}),)))
@@ -101,8 +100,7 @@ def _stored(scene: Scene, fact: Known) -> str:
 def _update(scene: Scene) -> None:
     old = scene.known()
     new = scene.fact(old.relation, old.subject)
-    # Whether something has changed is told by what was known before, not by how it is said.
-    scene.told(OPENINGS if scene.rng.random() < _PLAIN_CHANGES else CHANGED, new.text)
+    scene.told(new.text, change=True)
     found = scene.hits(old, scene.rng.randint(1, 2))
     arguments = {"memory_id": found, "content": new.text}
     scene.write(Turn(f"{old.thought} {found}", (Call("Update_memory", arguments),)))
@@ -113,7 +111,7 @@ def _update(scene: Scene) -> None:
 
 def _delete(scene: Scene) -> None:
     fact = scene.known()
-    scene.told(OPENINGS, fact.relation.denied.format(s=fact.subject, v=fact.value))
+    scene.told(fact.relation.denied.format(s=fact.subject, v=fact.value))
     found = scene.hits(fact, scene.rng.randint(1, 2))
     arguments = {"memory_id": found, "confirmation": True}
     scene.write(Turn(f"{fact.thought} {found}", (Call("Delete_memory", arguments),)))

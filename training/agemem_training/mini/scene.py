@@ -14,6 +14,7 @@ from agemem_training.tasks.synthetic.language import (
     TOPICS,
     about_tokens,
     draw_value,
+    openings,
     practice_opening,
     practice_rumour,
     practice_sentence,
@@ -217,9 +218,10 @@ class Scene:
         told = self.told_there
         return self.rng.choice(told) if told and self.rng.random() < _TOLD_THERE else self.fact()
 
-    def told(self, openings: dict[str, tuple[str, ...]], text: str) -> None:
+    def told(self, text: str, *, change: bool = False) -> None:
         """A sentence is told, after an opening."""
-        opening = practice_opening(self.rng) if self._practises() else self.rng.choice(wording(openings, self.split))
+        practised = self._practises()
+        opening = practice_opening(self.rng) if practised else self.rng.choice(openings(self.split, change=change))
         self.hear(sentence(opening + text))
 
     def asked(self, questions: dict[str, tuple[str, ...]], subject: str) -> None:

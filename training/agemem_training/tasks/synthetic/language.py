@@ -259,6 +259,21 @@ def wording(texts: dict[str, tuple[str, ...]], split: Split) -> tuple[str, ...]:
     return texts["train" if split == "train" else "test"]
 
 
+def openings(split: Split, *, change: bool) -> tuple[str, ...]:
+    """What may stand before a fact.
+
+    In training either is told in any of the words: a policy to which "Correction:" tells a change looks less at what is
+    known already, and takes another split's "Note, please:" for one.
+
+    Args:
+        split: of the story.
+        change: the fact replaces another.
+    """
+    if split == "train":
+        return (*OPENINGS["train"], *CHANGED["train"])
+    return wording(CHANGED if change else OPENINGS, split)
+
+
 _WORDS = re.compile(r"\w+")
 _TOKENS_OF_A_WORD = 1.3
 _OPENING_WORDS = sorted(

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 from agemem_mcp.errors import ConfigurationError
 from agemem_training.tasks.synthetic.language import (
-    CHANGED,
-    OPENINGS,
     RELATIONS,
     RUMOURS,
     SMALL_TALK,
@@ -21,6 +19,7 @@ from agemem_training.tasks.synthetic.language import (
     TWO_HOPS,
     UNKNOWN,
     draw_value,
+    openings,
     wording,
 )
 from agemem_training.tasks.synthetic.names import FOODS, draw_names
@@ -257,20 +256,20 @@ def _changes(story: _Story, wanted: Difficulty, asked: list[_Told]) -> dict[_Tol
 
 def _messages(story: _Story, wanted: Difficulty, changes: Mapping[_Told, str | None]) -> list[str]:
     rng, split = story.rng, story.split
-    openings = wording(OPENINGS, split)
+    plain = openings(split, change=False)
     lines: list[tuple[float, str]] = []
     for place, told in enumerate(story.told):
-        lines.append((place, rng.choice(openings) + told.text))
+        lines.append((place, rng.choice(plain) + told.text))
         if told not in changes:
             continue
         new = changes[told]
         # After the fact itself, and after at least one other message where there is one.
         when = rng.uniform(place + 1, len(story.told) + 1)
         if new is None:
-            lines.append((when, rng.choice(openings) + told.relation.denied.format(s=told.subject, v=told.value)))
+            lines.append((when, rng.choice(plain) + told.relation.denied.format(s=told.subject, v=told.value)))
             del story.now[told.subject, told.relation.name]
         else:
-            lines.append((when, rng.choice(wording(CHANGED, split)) + told.relation.state(told.subject, new)))
+            lines.append((when, rng.choice(openings(split, change=True)) + told.relation.state(told.subject, new)))
             story.now[told.subject, told.relation.name] = new
     small = rng.sample(wording(SMALL_TALK, split), rng.randint(*wanted.small_talk))
     lines += [(rng.uniform(-1, len(story.told) + 1), text) for text in small]

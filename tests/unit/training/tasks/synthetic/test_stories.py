@@ -126,6 +126,30 @@ def test_validation_and_test_are_worded_otherwise() -> None:
         assert wording(table, "validation") == wording(table, "test")
 
 
+def told_before(split: Split) -> tuple[set[str], set[str]]:
+    """The openings of facts, and those of what replaces one."""
+    plain, changed = set[str](), set[str]()
+    for task in stories("L2", split, 600):
+        new = {one.new.text for one in task.changes if one.new is not None}
+        for fact in (*task.facts, *(one.stale for one in task.changes)):
+            for message in task.messages:
+                if message.lower().endswith(fact.text.lower()):
+                    (changed if fact.text in new else plain).add(message[: -len(fact.text)])
+    return plain, changed
+
+
+def test_in_training_the_words_before_a_fact_do_not_tell_whether_it_changes_another() -> None:
+    plain, changed = told_before("train")
+    assert plain == changed == {*OPENINGS["train"], *CHANGED["train"]}
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_outside_training_a_change_is_told_as_one(split: Split) -> None:
+    plain, changed = told_before(split)
+    assert plain == set(OPENINGS["test"])
+    assert changed == set(CHANGED["test"])
+
+
 @each_level
 @each_split
 def test_nobody_knows_in_at_most_one_story_of_twenty(level: str, split: Split) -> None:
