@@ -19,7 +19,7 @@ serve: $(VENV)/.installed
 
 test: check
 	$(BIN)/agemem-mcp assets pull
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 soak: $(VENV)/.installed-test
 	SOAK_ROUNDS=50 $(BIN)/python -m pytest tests/e2e/test_durability.py tests/e2e/test_daemon.py tests/e2e/test_bad_clients.py tests/e2e/test_bad_input.py
