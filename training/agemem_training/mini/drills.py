@@ -30,6 +30,14 @@ _IN_A_CHAT = 0.3
 """Share of the questions and of the changes that come after other messages."""
 _CHATTED = (0.45, 0.35, 0.2)
 """Shares of facts, small talk and changes among those messages."""
+_LONG = 0.3
+"""Share of these chats that are long, as chats outside of training are."""
+_LONG_TOKENS = (400, 1000)
+"""How long those are, about."""
+_CHAT_WINDOW_TOKENS = 8192
+"""What the context of a chat holds: the server's default. Nothing in it is cleared."""
+_SPARE_IDS = 10
+"""So many are left for what comes after a long chat."""
 _SUMMARISED = 0.5
 """Share of the contexts on one topic that are cleared by a summary; without a topic all are."""
 _CLOSE = 2
@@ -144,11 +152,29 @@ def _clear(scene: Scene) -> None:
 
 def _chat(scene: Scene) -> bool:
     """What may stand before it: in a chat, and before a change in stage 1. Tells whether the context was cleared."""
-    if scene.rng.random() < _IN_A_CHAT:
-        for _ in range(scene.rng.randint(1, 4)):
-            if scene.rng.choices((_add, _small_talk, _update), _CHATTED)[0](scene):
-                return True
-    return False
+    if scene.rng.random() >= _IN_A_CHAT:
+        return False
+    if scene.rng.random() < _LONG:
+        _long_chat(scene)
+        return False
+    return any(_chatted(scene) for _ in range(scene.rng.randint(1, 4)))
+
+
+def _long_chat(scene: Scene) -> None:
+    """A chat that is longer than a window of the episodes; only what is done after it is to be learnt.
+
+    What is done in it is learnt from others: in episodes a context as full as this one is cleared.
+    """
+    scene.budget_tokens = _CHAT_WINDOW_TOKENS
+    wanted = scene.rng.randint(*_LONG_TOKENS) / scene.budget_tokens
+    scene.learnt = False
+    while scene.used < wanted and len(scene.ids) > _SPARE_IDS:
+        _chatted(scene)
+    scene.learnt = True
+
+
+def _chatted(scene: Scene) -> bool | None:
+    return scene.rng.choices((_add, _small_talk, _update), _CHATTED)[0](scene)
 
 
 def _look_up(scene: Scene, fact: Known, thought: str = "look up", *, found: bool = True) -> None:

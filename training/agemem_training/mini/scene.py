@@ -113,6 +113,8 @@ class Scene:
     told_there: list[Known] = field(default_factory=list["Known"])
     """Facts that were told and stored in this drill."""
     exchanges: list[Exchange] = field(default_factory=list[Exchange])
+    learnt: bool = True
+    """Whether what is written now is to be learnt; else it only stands in the context."""
 
     def __post_init__(self) -> None:
         rng = self.rng
@@ -149,7 +151,8 @@ class Scene:
     def write(self, turn: Turn) -> None:
         """The policy should write this now."""
         text = render(turn)
-        self.exchanges.append(Exchange(tuple(self.said), text))
+        if self.learnt:
+            self.exchanges.append(Exchange(tuple(self.said), text))
         self.said.append(ChatMessage("assistant", text))
 
     def hits(self, fact: Known | None, count: int, *, like: Known | None = None) -> str | None:
