@@ -114,10 +114,10 @@ def _configured(variant: Variant, wanted: argparse.Namespace) -> RunConfig:
     iterations = mini.grpo.iterations if wanted.iterations is None else wanted.iterations
     config = changed(
         mini,
-        run={"warm_start": None, "threads": wanted.threads, "preset": "custom"},
+        run={"warm_start": None, "threads": wanted.threads, "processes": wanted.threads, "preset": "custom"},
         model={"path": wanted.start},
         grpo={"iterations": iterations},
-        evaluation={"final_episodes": wanted.episodes, "processes": wanted.threads, "sampled": wanted.sampled},
+        evaluation={"final_episodes": wanted.episodes, "sampled": wanted.sampled},
     )
     return changed(config, **variant.tables)
 

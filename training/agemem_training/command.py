@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import shlex
 import sys
 import time
@@ -20,6 +19,7 @@ from agemem_mcp.errors import ConfigurationError, InvalidOperation
 from agemem_mcp.process import resume_garbage_collection, start_logging
 from agemem_mcp.settings import load_settings
 from agemem_training.config import SHIPPED, RunConfig, as_toml, changed, load_config, load_preset, preset_names
+from agemem_training.processes import is_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -113,7 +113,7 @@ def _train(
 
     out = folder or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     wishes = Wishes(out, shlex.join(["agemem-mcp", *sys.argv[1:]]), resume=resume, force=force)
-    first = os.environ.get("RANK", "0") == "0"  # as accelerate launch and torchrun set it
+    first = is_first()
     with _telling_interruption(), Progress(silent=not first) as progress:
         folder = run(config, wishes, progress, show)
         progress.note(f"the policy and its report are in {folder}; talk with it: agemem-mcp chat --policy hf:{folder}")

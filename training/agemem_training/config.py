@@ -188,11 +188,6 @@ class EvaluationConfig(_Frozen):
     episodes: int = Field(default=48, ge=1, description="Of each source, then.")
     final_episodes: int = Field(default=200, ge=1, description="Of each source, on the test split, before and after.")
     sampled: bool = Field(default=True, description="At the end also with sampling, not greedy alone.")
-    processes: int = Field(
-        default=1,
-        ge=1,
-        description="That measure before and after, on a CPU: on two cores two are faster.",
-    )
     demonstrator: Literal["expert", "noisy"] | None = Field(
         default=None, description="Measured on the same tasks, to compare with; synthetic tasks alone have one."
     )
@@ -203,7 +198,12 @@ class RunConfig(_Frozen):
 
     preset: str = "custom"
     seed: int = 0
-    threads: int | None = Field(default=None, ge=1, description="Of torch.")
+    threads: int | None = Field(default=None, ge=1, description="Of torch; processes divide them.")
+    processes: int = Field(
+        default=1,
+        ge=1,
+        description="On this machine, that share rollouts and updates, and on a CPU the evaluations before and after.",
+    )
     save_every: int = Field(default=10, ge=1, description="Iterations between two checkpoints.")
     model: ModelConfig = ModelConfig()
     tasks: TasksConfig = TasksConfig()

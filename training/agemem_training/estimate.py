@@ -52,10 +52,10 @@ class Estimate:
         trained = f", of which {self.trained_parameters:,} are trained" if fewer else ""
         return (
             f"# parameters: {self.parameters:,}{trained}\n"
-            f"# memory: about {_gb(self.bytes)}, keys and values of rollouts aside (weights {_gb(self.weights_bytes)}, "
-            f"reference {_gb(self.reference_bytes)},\n"
-            f"#   gradients and optimizer {_gb(self.optimizer_bytes)}, "
-            f"activations of a micro-batch about {_gb(self.activations_bytes)})"
+            f"# memory of each process: about {_gb(self.bytes)}, keys and values of rollouts aside\n"
+            f"#   (weights {_gb(self.weights_bytes)}, reference {_gb(self.reference_bytes)}, "
+            f"gradients and optimizer {_gb(self.optimizer_bytes)},\n"
+            f"#   activations of a micro-batch about {_gb(self.activations_bytes)})"
         )
 
 

@@ -57,7 +57,7 @@ class HeldOut:
         ways = (True, False) if name != DURING and config.sampled else (True,)
         wanted = [Measured(text, greedy) for greedy in ways for text in self.sources]
         missing = [one for one in wanted if self._known(name, one, iteration) is None]
-        if missing and saved is not None and config.processes > 1 and trainable.model.device.type == "cpu":
+        if missing and saved is not None and self.config.processes > 1 and trainable.model.device.type == "cpu":
             await self._measure_apart(saved, missing, name, iteration)
         else:
             for one in missing:
@@ -66,12 +66,12 @@ class HeldOut:
         return fmean(one.episodes.mean("success") for one in found if one is not None)
 
     async def _measure_apart(self, saved: Path, wanted: list[Measured], name: str, iteration: int) -> None:
-        config = self.config.evaluation
-        self.journal.progress.note(f"measuring {name}, in {config.processes} processes")
+        processes = self.config.processes
+        self.journal.progress.note(f"measuring {name}, in {processes} processes")
         held = await measure_apart(
-            Apart(self.config, saved, self.sources, "test", config.final_episodes),
+            Apart(self.config, saved, self.sources, "test", self.config.evaluation.final_episodes),
             wanted,
-            processes=config.processes,
+            processes=processes,
             on_measured=lambda one, figures: self._record(name, one, iteration, figures),
         )
         self.journal.held = max(self.journal.held, held)

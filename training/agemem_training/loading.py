@@ -40,6 +40,11 @@ class Trainable:
         return sum(one.numel() for one in self.model.parameters())
 
 
+def own_device() -> torch.device:
+    """What a process works on that measures alone, or speaks for the others."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def shipped_warm_start() -> Path:
     """The folder of the mini policy's warm start.
 

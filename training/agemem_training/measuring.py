@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from agemem_mcp.cli.output import print_json
 from agemem_training.evaluating import evaluate
+from agemem_training.loading import own_device
 from agemem_training.measuring_apart import Apart, Measured, measure_apart, policy_at
 from agemem_training.reporting.intervals import wilson
 from agemem_training.stopping import Interrupted, single_errors
@@ -77,8 +78,8 @@ async def _measure(config: RunConfig, checkpoint: Path, wanted: Measuring, show:
             typer.echo(_line(told[-1]))
 
     ways = [Measured(text, wanted.greedy) for text in sources]
-    processes = config.evaluation.processes
-    if processes > 1 and not torch.cuda.is_available():
+    processes = config.processes
+    if processes > 1 and own_device().type == "cpu":
         what = Apart(config, checkpoint, sources, "test", wanted.episodes)
         await measure_apart(what, ways, processes=processes, on_measured=tell)
     else:
@@ -91,8 +92,7 @@ async def _measure_here(
     config: RunConfig, checkpoint: Path, sources: Mapping[str, TaskSource], wanted: Measuring, tell: OnMeasured
 ) -> None:
     policy, place = policy_at(config, checkpoint)
-    if torch.cuda.is_available():
-        policy.model.to("cuda")
+    policy.model.to(own_device())
     for text, source in sources.items():
         figures = await evaluate(
             policy, source, place, split="test", seed=config.seed, episodes=wanted.episodes, greedy=wanted.greedy

@@ -131,7 +131,7 @@ class _Worker:
                 self._process.join()
                 msg = (
                     f"A process that measured the policy ended (exit code {self._process.exitcode}). If memory ran "
-                    "out, set evaluation.processes = 1."
+                    "out, set processes = 1."
                 )
                 raise ConfigurationError(msg) from error
             if isinstance(answer, AgeMemError):

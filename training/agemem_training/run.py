@@ -11,31 +11,34 @@ import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
 from agemem_mcp.errors import ConfigurationError
-from agemem_policies.manner import Manner
 from agemem_training.checkpoints import CONFIG, RunFolder, RunState, load_checkpoint_state, load_weights, replaced
 from agemem_training.config import SHIPPED, as_toml, differences, load_config
 from agemem_training.costs import peak_memory, threads_of
 from agemem_training.held_out import HeldOut
 from agemem_training.journal import Journal, Part
 from agemem_training.learner import Learner
-from agemem_training.loading import Trainable, load_trainable, save_merged, shipped_warm_start
+from agemem_training.loading import Trainable, load_trainable, own_device, save_merged, shipped_warm_start
 from agemem_training.loss import NotFinite
+from agemem_training.processes import OtherEnded, is_first, is_launched, joined_by
+from agemem_training.progress import Progress
 from agemem_training.reporting.metrics import MetricsFile
 from agemem_training.reporting.model_card import write_model_card
 from agemem_training.reporting.report import write_report
 from agemem_training.reporting.results import AFTER, BEFORE, DURING, Results, Run, installed_versions
-from agemem_training.settings_of import judge_of, remembered_vectors, rules_of, world_of
+from agemem_training.settings_of import judge_of, manner_of, remembered_vectors, rules_of, world_of
 from agemem_training.starting import SKILLS_FILE, WarmStart, read_gates
 from agemem_training.stopping import Interrupted, interrupts, single_errors
 from agemem_training.tasks.choosing import open_source, parse_source
+from agemem_training.tasks.source import Split
 from agemem_training.trainer import Draws, Setting, Share, Trainer
 from agemem_training.worlds import opened
 
@@ -44,12 +47,10 @@ if TYPE_CHECKING:
 
     from agemem_mcp.adapters.embedding import VectorCache
     from agemem_training.config import RunConfig
-    from agemem_training.progress import Progress
     from agemem_training.tasks.recorded import Survey
-    from agemem_training.tasks.source import Split, TaskSource
+    from agemem_training.tasks.source import TaskSource
     from agemem_training.trainer import Iterated
 
-_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _LONGEST_WAIT = timedelta(days=1)
 """Of one process for another: the first one makes the warm start and the evaluations alone."""
 
@@ -87,6 +88,9 @@ def train(config: RunConfig, wishes: Wishes, progress: Progress, show: Callable[
             asyncio.run(run.run())
     except KeyboardInterrupt:
         raise Interrupted(run.how_to_go_on()) from None
+    except OtherEnded as error:
+        msg = f"{error} {run.folder.what_is_kept()}"
+        raise OtherEnded(msg) from error
     return run.folder.path
 
 
@@ -131,19 +135,19 @@ class TrainingRun:
                 # As with tasks: better now than after a warm start.
                 async with opened(world_of(self.config, None), seed=0):
                     pass
-            accelerator = self._joined()
-            if accelerator.is_main_process:
-                await self._start(accelerator)
-            accelerator.wait_for_everyone()
-            self._phase = "learning"
-            state = await self._reinforce(accelerator)
-            self._phase = "end"
-            accelerator.free_memory()
-            held = sum(gather_object([peak_memory()]))
-            if accelerator.is_main_process:
-                await self._finish(accelerator, state, held)
-            accelerator.wait_for_everyone()
-        accelerator.end_training()
+            if is_first():
+                await self._start()
+            others = 0 if is_launched() else self.config.processes - 1
+            with joined_by(others, _follow, self.config, self.wishes):
+                self._phase = "learning"
+                accelerator = self._joined()
+                state = await self._reinforce(accelerator)
+                self._phase = "end"
+                held = sum(gather_object([peak_memory()]))
+                accelerator.free_memory()
+                accelerator.end_training()
+            if is_first():
+                await self._finish(state, held)
 
     def how_to_go_on(self) -> str:
         """What a person who ended the run at once can do next."""
@@ -160,6 +164,8 @@ class TrainingRun:
         return f"Ended at once. {self.folder.what_is_kept()}"
 
     def _asked_to_stop(self) -> bool:
+        if not is_first():
+            return True  # the first process tells the others
         if self._phase != "learning" or self._stopped:
             return False
         self._stopped = True
@@ -168,15 +174,18 @@ class TrainingRun:
 
     def _joined(self) -> Accelerator:
         """Join the other processes, if there are any; all use the first one's folder."""
+        # It keeps the group and the arithmetic of a process's first run.
+        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision="bf16" if self._mixed else "no",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
         )
-        out = [str(self.wishes.out)]
         if accelerator.num_processes > 1:
+            out = [str(self.wishes.out)]
             broadcast_object_list(out)
-        self._use(Path(out[0]))
+            if not is_first():
+                self._use(Path(out[0]))
         return accelerator
 
     @property
@@ -184,7 +193,7 @@ class TrainingRun:
         # An adapter is small and float32 by itself, beside a model that does not change.
         return self.config.model.dtype == "bfloat16" and self.config.model.lora_rank is None
 
-    async def _start(self, accelerator: Accelerator) -> None:
+    async def _start(self) -> None:
         """The policy before reinforcement learning: made, its skills checked, measured."""
         folder = self.folder
         if self.wishes.resume:
@@ -203,7 +212,7 @@ class TrainingRun:
             raise ConfigurationError(msg)
         newest = folder.newest()
         self._journal.begin(0 if newest is None else load_checkpoint_state(newest)[0].iteration)
-        await self._held_out.measure(self._loaded_start(accelerator, adapter=False), BEFORE, 0, saved=folder.start)
+        await self._held_out.measure(self._loaded_start(own_device(), adapter=False), BEFORE, 0, saved=folder.start)
         if self.config.evaluation.demonstrator is not None:
             await self._held_out.measure_demonstrator(self.config.evaluation.demonstrator)
 
@@ -239,30 +248,19 @@ class TrainingRun:
                 save_merged(trainable.model, trainable.tokenizer, unfinished)
                 if config.model.path == SHIPPED and (skills := shipped_warm_start() / SKILLS_FILE).is_file():
                     shutil.copy(skills, unfinished)
-            self._manner().save(unfinished)
+            manner_of(self.config).save(unfinished)
 
-    def _manner(self) -> Manner:
-        environment = self.config.environment
-        return Manner(
-            system=environment.system,
-            recalled=environment.recalled,
-            window_tokens=None if environment.tokenizer == "policy" else environment.budget_tokens,
-            answer_tokens=environment.answer_tokens,
-            frame_tokens=environment.frame_tokens,
-            own_summaries=environment.own_summaries,
-        )
-
-    def _loaded_start(self, accelerator: Accelerator, *, adapter: bool) -> Trainable:
+    def _loaded_start(self, device: torch.device, *, adapter: bool) -> Trainable:
         changes: dict[str, Any] = {"path": str(self.folder.start)} | ({} if adapter else {"lora_rank": None})
         trainable = load_trainable(self.config.model.model_copy(update=changes))
-        trainable.model.to(accelerator.device)
+        trainable.model.to(device)
         return trainable
 
     async def _reinforce(self, accelerator: Accelerator) -> RunState:
         set_seed(self.config.seed)
         if (threads := threads_of(self.config)) is not None:
             torch.set_num_threads(threads)
-        trainable = self._loaded_start(accelerator, adapter=True)
+        trainable = self._loaded_start(accelerator.device, adapter=True)
         if self._mixed:
             trainable.model.float()
         learner = Learner(trainable.model, accelerator, self.config.grpo)
@@ -356,14 +354,14 @@ class TrainingRun:
         if self._mixed:
             model.to(torch.bfloat16)
         save_merged(model, trainable.tokenizer, self.folder.path)
-        self._manner().save(self.folder.path)
+        manner_of(self.config).save(self.folder.path)
 
-    async def _finish(self, accelerator: Accelerator, state: RunState, held: float) -> None:
+    async def _finish(self, state: RunState, held: float) -> None:
         """Measure the policy as it was saved; report that, and what all processes held until now, in bytes."""
         out, base = self.folder.path, self.config.model.path
         saved = self.config.model.model_copy(update={"path": str(out), "lora_rank": None})
         trainable = load_trainable(saved)
-        trainable.model.to(accelerator.device)
+        trainable.model.to(own_device())
         await self._held_out.measure(trainable, AFTER, state.iteration, saved=out)
         results = Results(
             run=Run(
@@ -384,9 +382,16 @@ class TrainingRun:
         write_model_card(results, out)
 
 
+def _follow(config: RunConfig, wishes: Wishes) -> None:
+    """What another process of a run does."""
+    with Progress(silent=True) as progress:
+        # What is taken of recorded tasks was shown by the first one.
+        train(config, wishes, progress, lambda _survey: None)
+
+
 async def _opened(text: str, show: Callable[[Survey], None]) -> TaskSource:
     source = await open_source(parse_source(text), show=show)
-    for split in _SPLITS:
+    for split in get_args(Split):
         # Better now than hours later: a split without tasks is refused.
         next(iter(source.tasks(split, seed=0)))
     return source

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from agemem_mcp.adapters.embedding import VectorCache
 from agemem_policies.baselines import kit_named
+from agemem_policies.manner import Manner
 from agemem_training.costs import threads_of
 from agemem_training.environment import Rules
 from agemem_training.worlds import WorldSettings
@@ -32,6 +33,19 @@ def rules_of(config: RunConfig) -> Rules:
         answer_tokens=environment.answer_tokens,
         frame_tokens=environment.frame_tokens,
         system=environment.system,
+        own_summaries=environment.own_summaries,
+    )
+
+
+def manner_of(config: RunConfig) -> Manner:
+    """How the policy that comes out is to be asked, elsewhere as well."""
+    environment = config.environment
+    return Manner(
+        system=environment.system,
+        recalled=environment.recalled,
+        window_tokens=None if environment.tokenizer == "policy" else environment.budget_tokens,
+        answer_tokens=environment.answer_tokens,
+        frame_tokens=environment.frame_tokens,
         own_summaries=environment.own_summaries,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,7 +18,8 @@ WHY = "training needs torch, transformers, accelerate and peft: `pip install 'ag
 for extra in ("torch", "transformers", "accelerate", "peft", "matplotlib"):
     pytest.importorskip(extra, reason=WHY)
 
-from tests.unit.policies.local.tiny_checkpoint import write_random  # noqa: E402  after the skip
+import psutil  # noqa: E402  after the skip
+from tests.unit.policies.local.tiny_checkpoint import write_random  # noqa: E402  as above
 from tests.unit.training.processes import child_environment  # noqa: E402  as above
 from tests.unit.training.tiny_policy import hotpotqa_file, tiny_run  # noqa: E402  as above
 
@@ -79,7 +81,7 @@ def test_a_dry_run_tells_the_whole_configuration_and_what_it_needs() -> None:
     assert config.environment == load_preset("mini").environment
     [parameters] = re.findall(r"^# parameters: ([\d,]+)$", plan, re.MULTILINE)
     assert 500_000 < int(parameters.replace(",", "")) < 3_000_000
-    assert re.search(r"^# memory: about 0\.\d\d GB", plan, re.MULTILINE)
+    assert re.search(r"^# memory of each process: about 0\.\d\d GB", plan, re.MULTILINE)
     assert "# 7 iterations, each of 6 tasks with 8 trajectories" in plan
 
 
@@ -133,7 +135,7 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_and_a_measurement_of_what_it_left(tiny_start: Path, tmp_path: Path) -> None:
-    config = tiny_run(tiny_start, grpo={"iterations": 1}, evaluation={"final_episodes": 1, "processes": 2})
+    config = tiny_run(tiny_start, run={"processes": 2}, grpo={"iterations": 1}, evaluation={"final_episodes": 1})
     out = tmp_path / "run"
     done = json.loads(told("--config", str(written(tmp_path, config)), "--out", str(out), "--json"))
     assert done["folder"] == str(out)
@@ -151,10 +153,24 @@ def test_a_run_and_a_measurement_of_what_it_left(tiny_start: Path, tmp_path: Pat
     assert measured["figures"]["steps"] > 0
 
 
-def interrupted(options: list[str], ready: Callable[[str], bool]) -> tuple[int, str]:
-    """Start a command, send SIGINT once it has said a line, and give its status and all that it said."""
+def interrupted(
+    options: list[str],
+    ready: Callable[[str], bool],
+    disturb: Callable[[int], None] = lambda process: os.killpg(process, signal.SIGINT),
+) -> tuple[int, str]:
+    """Start a command, disturb it once it has said a line, and give its status and all that it said.
+
+    Args:
+        options: of the command.
+        ready: whether it is a line to disturb it at.
+        disturb: what to do to the process of this number; by default what Ctrl-C does in a terminal.
+    """
     child = subprocess.Popen(
-        [sys.executable, "-c", _TRAIN, *options], stderr=subprocess.PIPE, text=True, env=child_environment()
+        [sys.executable, "-c", _TRAIN, *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+        start_new_session=True,
     )
     assert child.stderr is not None
     try:
@@ -162,7 +178,7 @@ def interrupted(options: list[str], ready: Callable[[str], bool]) -> tuple[int, 
         for line in child.stderr:
             said.append(line)
             if ready(line):
-                child.send_signal(signal.SIGINT)
+                disturb(child.pid)
                 break
         said += child.stderr.readlines()
         return child.wait(_LIMIT_S), "".join(said)
@@ -172,8 +188,14 @@ def interrupted(options: list[str], ready: Callable[[str], bool]) -> tuple[int, 
         child.stderr.close()
 
 
-def test_ctrl_c_saves_what_was_learnt_and_says_how_to_go_on(tiny_start: Path, tmp_path: Path) -> None:
-    config = tiny_run(tiny_start, grpo={"iterations": 500}, evaluation={"every": 3, "final_episodes": 1})
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_saves_what_was_learnt_and_says_how_to_go_on(processes: int, tiny_start: Path, tmp_path: Path) -> None:
+    config = tiny_run(
+        tiny_start,
+        run={"processes": processes},
+        grpo={"iterations": 500},
+        evaluation={"every": 3, "final_episodes": 1},
+    )
     out = tmp_path / "run"
     options = ["--config", str(written(tmp_path, config.model_copy(update={"save_every": 400}))), "--out", str(out)]
     status, said = interrupted(options, lambda line: "measuring during" in line)
@@ -186,6 +208,27 @@ def test_ctrl_c_saves_what_was_learnt_and_says_how_to_go_on(tiny_start: Path, tm
     assert state.iteration == iteration
     told("--resume", str(out), "--iterations", str(iteration + 1), "--force")
     assert (out / "report.md").is_file()
+
+
+def test_a_run_whose_other_process_was_killed_says_how_to_go_on(tiny_start: Path, tmp_path: Path) -> None:
+    config = tiny_run(
+        tiny_start,
+        run={"processes": 2, "save_every": 1},
+        grpo={"iterations": 500},
+        evaluation={"every": 3, "final_episodes": 1},
+    )
+    out = tmp_path / "run"
+    options = ["--config", str(written(tmp_path, config)), "--out", str(out)]
+
+    def kill_the_other(process: int) -> None:
+        [other] = [one for one in psutil.Process(process).children() if "spawn_main" in " ".join(one.cmdline())]
+        other.kill()
+
+    status, said = interrupted(options, lambda line: "measuring during" in line, kill_the_other)
+    assert status == 1
+    assert "Another process of this run ended (exit code -9)." in said
+    assert re.search(rf"The last good checkpoint is iteration-\d+: go on from it by --resume {out}\.", said)
+    assert "Traceback" not in said
 
 
 def test_ctrl_c_in_a_warm_start_ends_it_at_once(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ async def sampled(config: RunConfig, folder: Path) -> EpisodeFigures:
 def test_grpo_from_the_shipped_warm_start_raises_the_success_on_held_out_stories(tmp_path: Path) -> None:
     config = changed(
         load_preset("mini"),
-        run={"seed": 1, "threads": 1, "warm_start": None},
+        run={"seed": 1, "threads": 1, "processes": 1, "warm_start": None},
         model={"path": SHIPPED},
         tasks={"sources": ("synthetic:L2",), "weights": None},
         grpo={"iterations": 12, "learning_rate": 1e-3, "final_share": 1.0, "warmup": 2},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import re
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -106,11 +108,24 @@ def test_a_run_leaves_a_policy_that_loads_and_a_report_of_it(whole: Path, tiny_s
     assert json.loads((whole / "agent.json").read_text())["system"] == SYSTEM
 
 
-def test_several_processes_measure_what_one_does(whole: Path, tiny_start: Path, tmp_path: Path) -> None:
-    out = run(changed(tiny_run(tiny_start), evaluation={"processes": 2}), tmp_path / "out")
-    one, two = (MetricsFile(path / "metrics.jsonl").read().evaluations for path in (whole, out))
-    assert [(found.name, found.episodes) for found in one] == [(found.name, found.episodes) for found in two]
-    assert_same(weights_of(whole), weights_of(out))
+def test_a_run_starts_its_other_processes_itself(whole: Path, tiny_start: Path, tmp_path: Path) -> None:
+    before = dict(os.environ)
+    out = run(tiny_run(tiny_start, run={"processes": 2}, grpo={"tasks": 3, "iterations": 3}), tmp_path / "out")
+    assert_one_run_of_two(out)
+    # Who measures does not matter to what is found.
+    alone, together = (MetricsFile(path / "metrics.jsonl").read().evaluations[0] for path in (whole, out))
+    assert alone.name == together.name == "before"
+    assert alone.episodes == together.episodes
+    assert dict(os.environ) == before
+    assert multiprocessing.active_children() == []
+
+
+def assert_one_run_of_two(out: Path) -> None:
+    """Three iterations with three tasks, two trajectories of each, by two processes."""
+    rolled = [one.rollouts for one in MetricsFile(out / "metrics.jsonl").read().of_phase("grpo")]
+    assert [one.episodes for one in rolled if one is not None] == [6, 6, 6]
+    assert [one for one, _, _ in totals(out)] == [1, 2, 3]
+    assert evaluations(out) == [("before", 0, "L1"), ("during", 2, "L1"), ("after", 3, "L1")]
 
 
 def test_the_same_seed_gives_the_same_iterations_and_another_one_others(
@@ -340,18 +355,13 @@ def test_a_run_that_was_killed_in_its_warm_start_begins_it_anew(whole: Path, tin
     assert totals(out) == totals(whole)
 
 
-def test_two_processes_make_one_run(tiny_start: Path, tmp_path: Path) -> None:
+def test_two_processes_of_a_launcher_make_one_run(tiny_start: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    (tmp_path / "config.toml").write_text(
-        as_toml(
-            tiny_run(tiny_start, grpo={"tasks": 3, "iterations": 3}, evaluation={"final_episodes": 1, "processes": 2})
-        )
+    config = tiny_run(
+        tiny_start, run={"processes": 2}, grpo={"tasks": 3, "iterations": 3}, evaluation={"final_episodes": 1}
     )
+    (tmp_path / "config.toml").write_text(as_toml(config))
     in_two_processes(one_of_several.SCRIPT, str(tmp_path / "config.toml"), str(out))
-    assert [one for one, _, _ in totals(out)] == [1, 2, 3]
-    first = MetricsFile(out / "metrics.jsonl").read().of_phase("grpo")[0].rollouts
-    assert first is not None
-    assert first.episodes == 6
-    assert evaluations(out) == [("before", 0, "L1"), ("during", 2, "L1"), ("after", 3, "L1")]
+    assert_one_run_of_two(out)
     # The second process named another folder, as one does whose clock has moved on by a second.
     assert sorted(one.name for one in tmp_path.iterdir()) == ["config.toml", "run"]

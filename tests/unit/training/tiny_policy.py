@@ -57,7 +57,12 @@ def _row(encoder: ChatEncoder, tokenizer: Any, said: str, turn: str) -> Row:
 
 
 def tiny_run(start: Path, **tables: dict[str, Any]) -> RunConfig:
-    """A configuration whose iterations take a fraction of a second; needs no files of the server's."""
+    """A configuration whose iterations take a fraction of a second; needs no files of the server's.
+
+    Args:
+        start: what is trained.
+        tables: what is otherwise; the table ``run`` is the top level.
+    """
     data: dict[str, Any] = {
         "preset": "tiny",
         "threads": 1,
@@ -89,7 +94,7 @@ def tiny_run(start: Path, **tables: dict[str, Any]) -> RunConfig:
         "evaluation": {"every": 2, "episodes": 2, "final_episodes": 2, "sampled": False},
     }
     for name, table in tables.items():
-        data[name] = data.get(name, {}) | table
+        data |= table if name == "run" else {name: data.get(name, {}) | table}
     return RunConfig.model_validate(data)
 
 
