@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from agemem_training.mini.warm_start import demonstrate
 from agemem_training.reporting.figures import EpisodeFigures, evaluate_figures, joined_figures
 from agemem_training.rewards import Reward, RewardSettings, judged, reward
 from agemem_training.rollout import roll_out
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from agemem_training.judges import AnswerJudge
     from agemem_training.record import Episode
     from agemem_training.tasks.source import Split, TaskSource
+    from agemem_training.tasks.synthetic import Stories
     from agemem_training.worlds import WorldSettings
 
 _AT_ONCE = 50
@@ -98,6 +100,17 @@ async def evaluate_part(  # noqa: PLR0913  as above
     async with opened(place.world, seed=seed + start) as world:
         rollouts = await roll_out(tasks, sampler, world, place.rules, seed=seed + start, name="evaluation")
     return evaluate_figures(rollouts.episodes, await graded(rollouts.episodes, place))
+
+
+async def demonstrated_part(  # noqa: PLR0913  as above
+    habits: str, stories: Stories, place: Place, *, split: Split, seed: int, episodes: int, start: int
+) -> EpisodeFigures:
+    """The same part with the demonstrator of these habits as the policy."""
+    count = min(_AT_ONCE, episodes - start)
+    shown = await demonstrate(
+        stories, count, place.world, place.rules, habits=habits, seed=seed, split=split, first=start
+    )
+    return evaluate_figures(shown, await graded(shown, place))
 
 
 async def graded(episodes: Sequence[Episode], place: Place) -> list[Reward]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from agemem_training.evaluating import Place, Policy, evaluate, graded
+from agemem_training.evaluating import Place, Policy, demonstrated_part, evaluate, part_starts
 from agemem_training.measuring_apart import Apart, Measured, measure_apart
-from agemem_training.mini.warm_start import demonstrate
-from agemem_training.reporting.figures import evaluate_figures
+from agemem_training.reporting.figures import joined_figures
 from agemem_training.reporting.metrics import Evaluation
 from agemem_training.reporting.results import AFTER, BEFORE, DURING
 from agemem_training.rewards import RewardSettings
@@ -90,24 +89,37 @@ class HeldOut:
                 self.journal.evaluated(found)
         return found
 
-    async def measure_demonstrator(self, habits: str) -> None:
-        """Measure the demonstrator as well, where there is one, on the tasks of *before* and *after*."""
-        for text in self.sources:
-            choice, name = parse_source(text), f"{habits} demonstrator"
-            if choice.kind != "synthetic" or self.journal.recorded(name, self._level(text), 0, greedy=True):
-                continue
-            self.journal.progress.note(f"measuring the {name}: {self._level(text)}")
-            episodes = await demonstrate(
-                Stories(choice.place),
-                self.config.evaluation.final_episodes,
-                world_of(self.config, self.tokenizer_folder, self.vectors),
-                rules_of(self.config),
-                habits=habits,
-                seed=self.config.seed,
-                split="test",
-            )
-            figures = evaluate_figures(episodes, await graded(episodes, self._place()))
-            self.journal.evaluated(self._evaluation(text, name, 0, figures, greedy=True))
+    async def measure_demonstrator(self, habits: str, *, saved: Path) -> None:
+        """Measure the demonstrator as well, where there is one, on the tasks of *before* and *after*.
+
+        Args:
+            habits: of the demonstrator.
+            saved: where the policy before is.
+        """
+        name = f"{habits} demonstrator"
+        stories = {text: source for text, source in self.sources.items() if isinstance(source, Stories)}
+        wanted = [Measured(text, greedy=True, demonstrator=habits) for text in stories]
+        missing = [one for one in wanted if self._known(name, one, 0) is None]
+        if missing and self.config.processes > 1:
+            await self._measure_apart(saved, missing, name, 0)
+            return
+        config = self.config
+        episodes = config.evaluation.final_episodes
+        for one in missing:
+            self.journal.progress.note(f"measuring the {name}: {self._level(one.source)}")
+            parts = [
+                await demonstrated_part(
+                    habits,
+                    stories[one.source],
+                    self._place(),
+                    split="test",
+                    seed=config.seed,
+                    episodes=episodes,
+                    start=start,
+                )
+                for start in part_starts(episodes)
+            ]
+            self._record(name, one, 0, joined_figures(parts))
 
     async def _measured(self, trainable: Trainable, one: Measured, name: str) -> EpisodeFigures:
         config = self.config

@@ -21,12 +21,13 @@ from transformers.utils import logging as transformers_logging
 
 from agemem_mcp.errors import AgeMemError, ConfigurationError
 from agemem_training.costs import held_memory, peak_memory, return_memory
-from agemem_training.evaluating import Place, Policy, evaluate_part, part_starts
+from agemem_training.evaluating import Place, Policy, demonstrated_part, evaluate_part, part_starts
 from agemem_training.loading import load_trainable
 from agemem_training.reporting.figures import joined_figures
 from agemem_training.rewards import RewardSettings
 from agemem_training.settings_of import judge_of, remembered_vectors, rules_of, world_of
 from agemem_training.stopping import single_errors
+from agemem_training.tasks.synthetic import Stories
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,8 @@ class Measured:
 
     source: str
     greedy: bool
+    demonstrator: str | None = None
+    """Habits of a demonstrator that is measured instead of the policy, on stories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +186,20 @@ def policy_at(config: RunConfig, checkpoint: Path) -> tuple[Policy, Place]:
 
 
 async def _measured(what: Apart, policy: Policy, place: Place, part: _Part) -> EpisodeFigures | None:
+    source = what.sources[part.of.source]
+    if part.of.demonstrator is not None and isinstance(source, Stories):
+        return await demonstrated_part(
+            part.of.demonstrator,
+            source,
+            place,
+            split=what.split,
+            seed=what.config.seed,
+            episodes=what.episodes,
+            start=part.start,
+        )
     return await evaluate_part(
         policy,
-        what.sources[part.of.source],
+        source,
         place,
         split=what.split,
         seed=what.config.seed,

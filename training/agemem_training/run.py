@@ -214,7 +214,7 @@ class TrainingRun:
         self._journal.begin(0 if newest is None else load_checkpoint_state(newest)[0].iteration)
         await self._held_out.measure(self._loaded_start(own_device(), adapter=False), BEFORE, 0, saved=folder.start)
         if self.config.evaluation.demonstrator is not None:
-            await self._held_out.measure_demonstrator(self.config.evaluation.demonstrator)
+            await self._held_out.measure_demonstrator(self.config.evaluation.demonstrator, saved=folder.start)
 
     def _check_resumed(self) -> None:
         before = load_config(self.folder.path / CONFIG)
@@ -276,7 +276,7 @@ class TrainingRun:
                 parts = gather_object([Part.of(done)])
                 if accelerator.is_main_process:
                     self._journal.iterated(done, parts, total)
-                stopped = _anyone(accelerator, said=self._stopped)
+                stopped = any(_of_all(accelerator, self._stopped))
                 if not stopped:
                     await self._evaluate_if_due(accelerator, learner, trainable, state)
                 over = stopped or state.iteration == total or self._worn_out(state)
@@ -315,11 +315,11 @@ class TrainingRun:
         setting = Setting(rules_of(self.config), world, judge_of(self.config))
         weights = self.config.tasks.weights or (1.0,) * len(self._sources)
         draws = Draws(list(self._sources.values()), weights, self.config.seed, list(state.drawn))
-
-        def gather(mine: list[int]) -> list[int]:
-            return cast("Any", accelerator.gather(torch.tensor(mine, device=accelerator.device))).tolist()
-
-        share = Share(accelerator.process_index, accelerator.num_processes, gather)
+        share = Share(
+            accelerator.process_index,
+            accelerator.num_processes,
+            lambda mine: [int(one) for one in _of_all(accelerator, *mine)],
+        )
         return Trainer(self.config, learner, trainable, setting, draws, share=share)
 
     def _worn_out(self, state: RunState) -> bool:
@@ -339,8 +339,7 @@ class TrainingRun:
             current = Trainable(learner.model, trainable.tokenizer, trainable.eos_ids)
             success = await self._held_out.measure(current, DURING, at)
         # The other processes must come to the same conclusions.
-        told = torch.tensor([success], dtype=torch.float64, device=accelerator.device)
-        best = state.note(float(cast("Any", accelerator.gather(told))[0]))
+        best = state.note(_of_all(accelerator, success)[0])
         if best and patience is not None and accelerator.is_main_process:
             self.folder.save_best(learner.trained())
 
@@ -359,8 +358,7 @@ class TrainingRun:
     async def _finish(self, state: RunState, held: float) -> None:
         """Measure the policy as it was saved; report that, and what all processes held until now, in bytes."""
         out, base = self.folder.path, self.config.model.path
-        saved = self.config.model.model_copy(update={"path": str(out), "lora_rank": None})
-        trainable = load_trainable(saved)
+        trainable = load_trainable(self.config.model.model_copy(update={"path": str(out), "lora_rank": None}))
         trainable.model.to(own_device())
         await self._held_out.measure(trainable, AFTER, state.iteration, saved=out)
         results = Results(
@@ -383,9 +381,8 @@ class TrainingRun:
 
 
 def _follow(config: RunConfig, wishes: Wishes) -> None:
-    """What another process of a run does."""
+    """What another process of a run does; what is taken of recorded tasks was shown by the first one."""
     with Progress(silent=True) as progress:
-        # What is taken of recorded tasks was shown by the first one.
         train(config, wishes, progress, lambda _survey: None)
 
 
@@ -397,7 +394,7 @@ async def _opened(text: str, show: Callable[[Survey], None]) -> TaskSource:
     return source
 
 
-def _anyone(accelerator: Accelerator, *, said: bool) -> bool:
-    """Whether any process says so."""
-    flags = cast("Any", accelerator.gather(torch.tensor([int(said)], device=accelerator.device)))
-    return bool(flags.any())
+def _of_all(accelerator: Accelerator, *mine: float) -> list[float]:
+    """The numbers of all processes, the first one's first."""
+    own = torch.tensor(mine, dtype=torch.float64, device=accelerator.device)
+    return cast("Any", accelerator.gather(own)).tolist()

@@ -6,12 +6,13 @@ import random
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agemem_training.advantages import group_advantages
+from agemem_training.costs import return_memory
 from agemem_training.rewards import Reward, RewardSettings, judged, reward
 from agemem_training.rollout import roll_out
 from agemem_training.rows import merged_rows, step_count
@@ -56,6 +57,12 @@ class Share:
     processes: int = 1
     gather: Callable[[list[int]], list[int]] = list
     """Gives the numbers of all processes for this one's."""
+
+    def of(self, tasks: Sequence[Task]) -> list[Task]:
+        """Its tasks: the longest are dealt out first, back and forth, so that no process waits long for another."""
+        longest = sorted(tasks, key=lambda one: len(one.messages) + len(one.distractors), reverse=True)
+        there_and_back = [*range(self.processes), *reversed(range(self.processes))]
+        return [task for task, rank in zip(longest, cycle(there_and_back), strict=False) if rank == self.rank]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +160,17 @@ class Trainer:
         iteration = state.iteration + 1
         config = self._config.grpo
         tasks = self._draws.draw(config.tasks, iteration=iteration)
-        mine = tasks[self._share.rank :: self._share.processes]
+        mine = self._share.of(tasks)
         rollouts, rewards, reward_s, resampled = await self._rolled_out(mine, iteration)
+        # Rollouts leave many free pieces of memory, into which what an update needs does not fit, and the reverse.
+        return_memory()
         groups = [group_advantages(one) for one in _groups(rewards, config.trajectories)]
         advantages = [float(one) for group in groups for one in group.advantages_G]
         rows = self._rows(rollouts.episodes, advantages, iteration)
         began = time.perf_counter()
         updated = self._learner.update(rows, iteration=iteration)
         update_s = time.perf_counter() - began
+        return_memory()
         state.iteration, state.drawn = iteration, list(self._draws.drawn)
         return Iterated(
             iteration=iteration,

@@ -17,7 +17,6 @@ for extra in ("torch", "transformers", "accelerate", "peft", "matplotlib"):
     pytest.importorskip(extra, reason=WHY)
 
 import torch  # noqa: E402  after the skip
-from accelerate.state import AcceleratorState  # noqa: E402  as above
 from safetensors.torch import save_file  # noqa: E402  as above
 from tests.unit.policies.local.tiny_checkpoint import write_random  # noqa: E402  as above
 from tests.unit.training import one_of_several  # noqa: E402  as above
@@ -43,10 +42,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _as_in_a_new_process() -> Iterator[None]:
-    """Runs of one process share accelerate's state, which keeps the arithmetic of the first one."""
+def _one_thread() -> Iterator[None]:
+    """As it was before."""
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(1)
 
 
@@ -89,9 +87,7 @@ def poison(out: Path) -> None:
 @pytest.fixture(scope="module")
 def whole(tiny_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four iterations in one go."""
-    out = run(tiny_run(tiny_start), tmp_path_factory.mktemp("runs") / "whole")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return out
+    return run(tiny_run(tiny_start), tmp_path_factory.mktemp("runs") / "whole")
 
 
 def test_a_run_leaves_a_policy_that_loads_and_a_report_of_it(whole: Path, tiny_start: Path) -> None:

@@ -51,6 +51,7 @@ async def demonstrate(  # noqa: PLR0913  what demonstrations are made of
     habits: str,
     seed: int,
     split: Split = "train",
+    first: int = 0,
 ) -> list[Episode]:
     """Demonstrated episodes on the real server.
 
@@ -62,10 +63,11 @@ async def demonstrate(  # noqa: PLR0913  what demonstrations are made of
         habits: the demonstrator's, ``expert`` or ``noisy``.
         seed: of the stories, and of what the demonstrator leaves to chance.
         split: of the stories; nothing is learnt from those that are held out, only the demonstrator itself measured.
+        first: the number of the first story.
     """
     episodes: list[Episode] = []
-    for start in range(0, count, _AT_ONCE):
-        numbers = range(start, min(start + _AT_ONCE, count))
+    for start in range(first, first + count, _AT_ONCE):
+        numbers = range(start, min(start + _AT_ONCE, first + count))
         tasks = [stories.task(split, seed=seed, number=number) for number in numbers]
         async with opened(world, seed=seed + start) as memory:
             policies = [
