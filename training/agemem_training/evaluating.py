@@ -102,10 +102,22 @@ async def evaluate_part(  # noqa: PLR0913  as above
     return evaluate_figures(rollouts.episodes, await graded(rollouts.episodes, place))
 
 
+async def evaluate_demonstrator(  # noqa: PLR0913  as above
+    habits: str, stories: Stories, place: Place, *, split: Split, seed: int, episodes: int
+) -> EpisodeFigures:
+    """The same with the demonstrator of these habits as the policy."""
+    return joined_figures(
+        [
+            await demonstrated_part(habits, stories, place, split=split, seed=seed, episodes=episodes, start=start)
+            for start in part_starts(episodes)
+        ]
+    )
+
+
 async def demonstrated_part(  # noqa: PLR0913  as above
     habits: str, stories: Stories, place: Place, *, split: Split, seed: int, episodes: int, start: int
 ) -> EpisodeFigures:
-    """The same part with the demonstrator of these habits as the policy."""
+    """A part of :func:`evaluate_demonstrator`."""
     count = min(_AT_ONCE, episodes - start)
     shown = await demonstrate(
         stories, count, place.world, place.rules, habits=habits, seed=seed, split=split, first=start

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from agemem_training.evaluating import Place, Policy, demonstrated_part, evaluate, part_starts
+from agemem_training.evaluating import Place, Policy, evaluate, evaluate_demonstrator
 from agemem_training.measuring_apart import Apart, Measured, measure_apart
-from agemem_training.reporting.figures import joined_figures
 from agemem_training.reporting.metrics import Evaluation
 from agemem_training.reporting.results import AFTER, BEFORE, DURING
 from agemem_training.rewards import RewardSettings
@@ -43,6 +42,8 @@ class HeldOut:
     async def measure(self, trainable: Trainable, name: str, iteration: int, *, saved: Path | None = None) -> float:
         """Measure and record; what the run has recorded already is not measured again.
 
+        Before, the demonstrator is measured as well, on the same tasks, where there is to be one.
+
         Args:
             trainable: the policy.
             name: before, during or after.
@@ -54,15 +55,26 @@ class HeldOut:
         """
         config = self.config.evaluation
         ways = (True, False) if name != DURING and config.sampled else (True,)
-        wanted = [Measured(text, greedy) for greedy in ways for text in self.sources]
-        missing = [one for one in wanted if self._known(name, one, iteration) is None]
+        asked = [Measured(text, greedy) for greedy in ways for text in self.sources]
+        compared = self._demonstrated() if name == BEFORE else []
+        missing = [one for one in (*asked, *compared) if self._known(name, one, iteration) is None]
         if missing and saved is not None and self.config.processes > 1 and trainable.model.device.type == "cpu":
             await self._measure_apart(saved, missing, name, iteration)
         else:
             for one in missing:
                 self._record(name, one, iteration, await self._measured(trainable, one, name))
-        found = [self._known(name, one, iteration) for one in wanted if one.greedy]
+        found = [self._known(name, one, iteration) for one in asked if one.greedy]
         return fmean(one.episodes.mean("success") for one in found if one is not None)
+
+    def _demonstrated(self) -> list[Measured]:
+        habits = self.config.evaluation.demonstrator
+        if habits is None:
+            return []
+        return [
+            Measured(text, greedy=True, demonstrator=habits)
+            for text, one in self.sources.items()
+            if isinstance(one, Stories)
+        ]
 
     async def _measure_apart(self, saved: Path, wanted: list[Measured], name: str, iteration: int) -> None:
         processes = self.config.processes
@@ -76,12 +88,21 @@ class HeldOut:
         self.journal.held = max(self.journal.held, held)
 
     def _record(self, name: str, one: Measured, iteration: int, figures: EpisodeFigures) -> None:
-        self.journal.evaluated(self._evaluation(one.source, name, iteration, figures, greedy=one.greedy))
+        self.journal.evaluated(
+            Evaluation(
+                iteration=self.journal.warm_ups + iteration,
+                name=_called(name, one),
+                level=self._level(one.source),
+                greedy=one.greedy,
+                seed=self.config.seed,
+                episodes=figures,
+            )
+        )
 
     def _known(self, name: str, one: Measured, iteration: int) -> Evaluation | None:
         """What was measured already: where nothing was learnt, that is also what it is like after."""
         level = self._level(one.source)
-        found = self.journal.recorded(name, level, iteration, greedy=one.greedy)
+        found = self.journal.recorded(_called(name, one), level, iteration, greedy=one.greedy)
         if found is None and name == AFTER and iteration == 0:
             before = self.journal.recorded(BEFORE, level, iteration, greedy=one.greedy)
             if before is not None:
@@ -89,51 +110,24 @@ class HeldOut:
                 self.journal.evaluated(found)
         return found
 
-    async def measure_demonstrator(self, habits: str, *, saved: Path) -> None:
-        """Measure the demonstrator as well, where there is one, on the tasks of *before* and *after*.
-
-        Args:
-            habits: of the demonstrator.
-            saved: where the policy before is.
-        """
-        name = f"{habits} demonstrator"
-        stories = {text: source for text, source in self.sources.items() if isinstance(source, Stories)}
-        wanted = [Measured(text, greedy=True, demonstrator=habits) for text in stories]
-        missing = [one for one in wanted if self._known(name, one, 0) is None]
-        if missing and self.config.processes > 1:
-            await self._measure_apart(saved, missing, name, 0)
-            return
-        config = self.config
-        episodes = config.evaluation.final_episodes
-        for one in missing:
-            self.journal.progress.note(f"measuring the {name}: {self._level(one.source)}")
-            parts = [
-                await demonstrated_part(
-                    habits,
-                    stories[one.source],
-                    self._place(),
-                    split="test",
-                    seed=config.seed,
-                    episodes=episodes,
-                    start=start,
-                )
-                for start in part_starts(episodes)
-            ]
-            self._record(name, one, 0, joined_figures(parts))
-
     async def _measured(self, trainable: Trainable, one: Measured, name: str) -> EpisodeFigures:
-        config = self.config
+        config, source = self.config, self.sources[one.source]
         final = name != DURING
         self.journal.progress.note(
-            f"measuring {name}: {self._level(one.source)}, {'greedy' if one.greedy else 'sampled'}"
+            f"measuring {_called(name, one)}: {self._level(one.source)}, {'greedy' if one.greedy else 'sampled'}"
         )
+        episodes = config.evaluation.final_episodes if final else config.evaluation.episodes
+        if one.demonstrator is not None and isinstance(source, Stories):
+            return await evaluate_demonstrator(
+                one.demonstrator, source, self._place(), split="test", seed=config.seed, episodes=episodes
+            )
         return await evaluate(
             Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, config.grpo.turn_tokens),
-            self.sources[one.source],
+            source,
             self._place(),
             split="test" if final else "validation",
             seed=config.seed,
-            episodes=config.evaluation.final_episodes if final else config.evaluation.episodes,
+            episodes=episodes,
             greedy=one.greedy,
         )
 
@@ -143,21 +137,16 @@ class HeldOut:
         world = world_of(config, self.tokenizer_folder, self.vectors)
         return Place(rules_of(config), world, judge_of(config), pay)
 
-    def _evaluation(self, text: str, name: str, iteration: int, figures: EpisodeFigures, *, greedy: bool) -> Evaluation:
-        return Evaluation(
-            iteration=self.journal.warm_ups + iteration,
-            name=name,
-            level=self._level(text),
-            greedy=greedy,
-            seed=self.config.seed,
-            episodes=figures,
-        )
-
     def _level(self, source: str) -> str:
         """What a source is called in reports: a level of the stories, else the kind and its place's last name."""
         names = [_name(one) for one in self.sources]
         name = _name(source)
         return name if names.count(name) == 1 else source
+
+
+def _called(name: str, one: Measured) -> str:
+    """What a measurement is called in reports."""
+    return name if one.demonstrator is None else f"{one.demonstrator} demonstrator"
 
 
 def _name(source: str) -> str:

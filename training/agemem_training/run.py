@@ -213,8 +213,6 @@ class TrainingRun:
         newest = folder.newest()
         self._journal.begin(0 if newest is None else load_checkpoint_state(newest)[0].iteration)
         await self._held_out.measure(self._loaded_start(own_device(), adapter=False), BEFORE, 0, saved=folder.start)
-        if self.config.evaluation.demonstrator is not None:
-            await self._held_out.measure_demonstrator(self.config.evaluation.demonstrator, saved=folder.start)
 
     def _check_resumed(self) -> None:
         before = load_config(self.folder.path / CONFIG)
