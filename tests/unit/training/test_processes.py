@@ -14,6 +14,7 @@ from agemem_mcp.errors import AgeMemError, InvalidOperation
 from agemem_training.processes import OtherEnded, is_first, is_launched, joined_by
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -72,8 +73,7 @@ def test_without_others_nothing_changes() -> None:
     ("work", "error", "text"),
     [(refuse, InvalidOperation, "too little"), (die, OtherEnded, r"ended \(exit code -9\).*set processes = 1")],
 )
-def test_why_another_one_ended_is_told(work: object, error: type[AgeMemError], text: str) -> None:
-    assert callable(work)
+def test_why_another_one_ended_is_told(work: Callable[..., None], error: type[AgeMemError], text: str) -> None:
     with pytest.raises(error, match=text), joined_by(1, work, "too little"):
         lose_the_others()
     assert multiprocessing.active_children() == []
