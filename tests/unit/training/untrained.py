@@ -63,7 +63,7 @@ def wordy_model(*, seed: int = 1) -> Any:
     return _ready(model)
 
 
-def chatty_model(*, seed: int = 0) -> Any:
+def chatty_model(*, seed: int = 13) -> Any:
     """A Llama that writes turns by :data:`SUCCESSORS`; how probable each is depends a little on all before it."""
     tokenizer = mini_tokenizer()
     torch.manual_seed(seed)

@@ -89,7 +89,7 @@ async def test_a_checkpoint_that_learnt_to_say_ok_drives_a_turn_of_an_agent(tmp_
     learning = Supervised(model, learning_rate=1e-2, muon_learning_rate=2e-2, steps=80)
     teacher = Teacher(tokenizer, SYSTEM)
     row = _row_of(teacher, "Hello, how are you today?", "<think>nothing new</think><answer>ok</answer>")
-    fits = [learning.step([row]) for _ in range(40)]
+    fits = [learning.step([row]) for _ in range(80)]
     assert fits[-1].accuracy == 1
     Manner(system=SYSTEM, answer_tokens=0, frame_tokens=0).save(saved(model, tmp_path))
     policy = LocalPolicy(tmp_path, max_tokens=16)
