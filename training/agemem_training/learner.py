@@ -101,14 +101,14 @@ class Learner:
             group["lr"] = rate
         with _memory_error():
             self.optimizer.step()
-        sums = self._over_processes(
+        sums = self.over_processes(
             sum(float(one.loss.detach()) for one in results),
             sum(one.kl for one in results),
             sum(one.entropy for one in results),
             sum(one.clip_share for one in results),
             sum(map(len, rows)),
         ).sum(0)
-        ratio_max = float(self._over_processes(max(one.ratio_max for one in results)).max())
+        ratio_max = float(self.over_processes(max(one.ratio_max for one in results)).max())
         loss, kl, entropy, clip_share, tokens = sums.tolist()
         return Updated(loss, norm, rate, kl, entropy, clip_share, ratio_max, int(tokens))
 
@@ -138,7 +138,7 @@ class Learner:
 
     def _backward_of_all(self, batches: list[list[Row]]) -> list[LossResult]:
         # Every process goes through its model equally often: else those that are done would wait for ever.
-        count = max(1, int(self._over_processes(len(batches)).max()))
+        count = max(1, int(self.over_processes(len(batches)).max()))
         results: list[LossResult] = []
         for number in range(count):
             batch = batches[number] if number < len(batches) else [_nothing()]
@@ -182,7 +182,7 @@ class Learner:
     def _as_reference(self) -> AbstractContextManager[Any]:
         return nullcontext(self._reference) if self._reference is not None else _adapter_off(self.model)
 
-    def _over_processes(self, *values: float) -> Tensor:
+    def over_processes(self, *values: float) -> Tensor:
         """The values of all processes, [P, N], in float64."""
         mine = torch.tensor([values], dtype=torch.float64, device=self._accelerator.device)
         return cast("Tensor", self._accelerator.gather(mine))

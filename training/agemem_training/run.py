@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator
@@ -274,7 +274,7 @@ class TrainingRun:
                 parts = gather_object([Part.of(done)])
                 if accelerator.is_main_process:
                     self._journal.iterated(done, parts, total)
-                stopped = any(_of_all(accelerator, self._stopped))
+                stopped = bool(learner.over_processes(self._stopped).any())
                 if not stopped:
                     await self._evaluate_if_due(accelerator, learner, trainable, state)
                 over = stopped or state.iteration == total or self._worn_out(state)
@@ -316,7 +316,7 @@ class TrainingRun:
         share = Share(
             accelerator.process_index,
             accelerator.num_processes,
-            lambda mine: [int(one) for one in _of_all(accelerator, *mine)],
+            lambda mine: [int(one) for one in learner.over_processes(*mine).flatten().tolist()],
         )
         return Trainer(self.config, learner, trainable, setting, draws, share=share)
 
@@ -337,7 +337,7 @@ class TrainingRun:
             current = Trainable(learner.model, trainable.tokenizer, trainable.eos_ids)
             success = await self._held_out.measure(current, DURING, at)
         # The other processes must come to the same conclusions.
-        best = state.note(_of_all(accelerator, success)[0])
+        best = state.note(float(learner.over_processes(success)[0, 0]))
         if best and patience is not None and accelerator.is_main_process:
             self.folder.save_best(learner.trained())
 
@@ -390,9 +390,3 @@ async def _opened(text: str, show: Callable[[Survey], None]) -> TaskSource:
         # Better now than hours later: a split without tasks is refused.
         next(iter(source.tasks(split, seed=0)))
     return source
-
-
-def _of_all(accelerator: Accelerator, *mine: float) -> list[float]:
-    """The numbers of all processes, the first one's first."""
-    own = torch.tensor(mine, dtype=torch.float64, device=accelerator.device)
-    return cast("Any", accelerator.gather(own)).tolist()
