@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
+from bisect import bisect_left, bisect_right
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from itertools import cycle, islice
+from itertools import accumulate, cycle, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,10 +98,18 @@ class Draws:
         self._streams = [islice(one, count, None) for one, count in zip(streams, self.drawn, strict=True)]
 
     def draw(self, count: int, *, iteration: int) -> list[Task]:
-        """The tasks of an iteration."""
+        """The tasks of an iteration: one by chance from each of so many equal parts of the weights.
+
+        So all sources that weigh enough are in every iteration. An iteration without one of them unlearns what only
+        that one teaches.
+        """
         rng = random.Random(f"{self.seed} {iteration}")  # noqa: S311  which tasks, no secret
+        up_to = list(accumulate(self.weights))
         tasks: list[Task] = []
-        for place in rng.choices(range(len(self.sources)), self.weights, k=count):
+        for part in range(count):
+            at = (part + rng.random()) / count * up_to[-1]
+            # By rounding it may be at the very end, which belongs to no source.
+            place = min(bisect_right(up_to, at), bisect_left(up_to, up_to[-1]))
             tasks.append(next(self._streams[place]))
             self.drawn[place] += 1
         return tasks

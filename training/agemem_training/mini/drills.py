@@ -88,11 +88,14 @@ def _add(scene: Scene) -> bool:
     scene.write(Turn("new fact", (Call("Add_memory", {"content": fact.text, "memory_type": "fact"}),)))
     scene.observed(_stored(scene, fact))
     scene.told_there.append(fact)
-    if scene.used < EXPERT.too_full:
-        scene.write(DONE)
-        return False
-    scene.write(SUMMARY)
-    return True
+    return _done(scene)
+
+
+def _done(scene: Scene) -> bool:
+    """What is told was dealt with. Tells whether the context was cleared after it."""
+    full = scene.used >= EXPERT.too_full
+    scene.write(SUMMARY if full else DONE)
+    return full
 
 
 def _stored(scene: Scene, fact: Known) -> str:
@@ -105,7 +108,8 @@ def _stored(scene: Scene, fact: Known) -> str:
     return "\n".join([head, ADVICE_ON_SIMILAR, *lines])
 
 
-def _update(scene: Scene) -> None:
+def _update(scene: Scene) -> bool:
+    """Tells whether the context was cleared after it."""
     old = scene.known()
     new = scene.fact(old.relation, old.subject)
     scene.told(new.text, change=True)
@@ -114,7 +118,7 @@ def _update(scene: Scene) -> None:
     scene.write(Turn(f"{old.thought} {found}", (Call("Update_memory", arguments),)))
     scene.change(old, new)
     scene.observed(f"Updated {found} (version 2). Before: {old.text}")
-    scene.write(DONE)
+    return _done(scene)
 
 
 def _delete(scene: Scene) -> None:
@@ -124,7 +128,7 @@ def _delete(scene: Scene) -> None:
     arguments = {"memory_id": found, "confirmation": True}
     scene.write(Turn(f"{fact.thought} {found}", (Call("Delete_memory", arguments),)))
     scene.observed(f"Deleted {found}.")
-    scene.write(DONE)
+    _done(scene)
 
 
 def _small_talk(scene: Scene) -> None:
@@ -210,7 +214,7 @@ def _two_hops(scene: Scene) -> None:
     scene.write(Turn(second.thought, answer=second.value))
 
 
-_IN_CHAT: dict[Skill, Callable[[Scene], None]] = {
+_IN_CHAT: dict[Skill, Callable[[Scene], bool | None]] = {
     "update": _update, "delete": _delete, "answer": _answer, "unknown": _unknown, "two hops": _two_hops,
 }  # fmt: skip
 """What may come after other messages."""

@@ -40,6 +40,9 @@ _OF_SOMEBODY_KNOWN = 0.4
 """Share of the further facts that are about somebody of whom one is told already."""
 _CHANGES_TAKEN_BACK = 0.4
 """Share of the changes of what is not asked for that leave nothing true instead."""
+_TAKEN_BACK_IN_TRAINING = 4
+"""So many times as often questions of the ``train`` split ask for what was taken back: with the few of the other
+splits a policy soon unlearns to say that it does not know."""
 _WITH_RUMOUR = 0.5
 """Share of the distractors."""
 
@@ -56,7 +59,7 @@ class Difficulty:
     two_hops: float = 0.0
     """Share of the questions that take two facts."""
     taken_back: float = 0.0
-    """Share of the questions that ask for a fact which was taken back: nobody knows."""
+    """Share of the questions that ask for a fact which was taken back: nobody knows. More often in training."""
     asked_changed: float = 0.5
     """Share of the other questions that ask for what was changed, where something was."""
     distractors: tuple[int, int] = (2, 3)
@@ -181,7 +184,8 @@ def _told_as_task(rng: random.Random, split: Split, level: str, wanted: Difficul
     hops = rng.choice(TWO_HOPS) if two_hops else None
     asked = _facts(story, wanted, hops)
     changes: Mapping[_Told, str | None] = _changes(story, wanted, asked)
-    taken_back = hops is None and rng.random() < wanted.taken_back and wanted.changes[1] > 0
+    often_taken_back = wanted.taken_back * (_TAKEN_BACK_IN_TRAINING if split == "train" else 1)
+    taken_back = hops is None and rng.random() < often_taken_back and wanted.changes[1] > 0
     if taken_back:
         changes = {asked[0]: None}
     messages = _messages(story, wanted, changes)

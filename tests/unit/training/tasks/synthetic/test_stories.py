@@ -152,9 +152,9 @@ def test_outside_training_a_change_is_told_as_one(split: Split) -> None:
 
 @each_level
 @each_split
-def test_nobody_knows_in_at_most_one_story_of_twenty(level: str, split: Split) -> None:
+def test_nobody_knows_in_at_most_one_story_of_twenty_and_in_one_of_five_of_training(level: str, split: Split) -> None:
     unknown = sum(task.answer == UNKNOWN for task in stories(level, split, 1000))
-    assert unknown <= 0.05 * 1000
+    assert unknown <= (0.2 if split == "train" else 0.05) * 1000
     assert bool(unknown) == (LEVELS[level].taken_back > 0)
 
 
