@@ -137,7 +137,7 @@ class TrainingRun:
                     pass
             if is_first():
                 await self._start()
-            others = 0 if is_launched() else self.config.processes - 1
+            others = self.config.processes - 1 if self.config.grpo.iterations and not is_launched() else 0
             with joined_by(others, _follow, self.config, self.wishes):
                 self._phase = "learning"
                 accelerator = self._joined()

@@ -24,14 +24,19 @@ if TYPE_CHECKING:
 Skill: TypeAlias = Literal["add", "update", "delete", "answer", "unknown", "two hops", "small talk", "clear"]
 
 _WEIGHTS: dict[Skill, float] = {
-    "add": 3, "update": 3, "delete": 2, "answer": 4, "unknown": 1.5, "two hops": 4, "small talk": 1, "clear": 1.5,
+    "add": 3, "update": 3, "delete": 2, "answer": 4, "unknown": 3, "two hops": 4, "small talk": 1, "clear": 1.5,
 }  # fmt: skip
 _IN_A_CHAT = 0.3
-"""Share of the questions and of the changes that come after other messages."""
-_CHATTED = (0.45, 0.35, 0.2)
-"""Shares of facts, small talk and changes among those messages."""
-_LONG = 0.3
-"""Share of these chats that are long, as chats outside of training are."""
+"""Share of the questions that come after other messages."""
+_TOLD_IN_A_CHAT = 0.6
+"""Share of the facts and of the changes that do. What was done before must not tell what is to be done: a policy that
+mostly saw additions after additions makes one of a change."""
+_CHATTED = (0.35, 0.25, 0.25, 0.15)
+"""Shares of facts, small talk, changes and what is taken back among those messages."""
+_TOLD = (0.5, 0.3, 0.2)
+"""Shares of facts, changes and what is taken back where all are told."""
+_LONG = 0.09
+"""Share of the drills that come after long chats, as chats outside of training are."""
 _LONG_TOKENS = (400, 1000)
 """How long those are, about."""
 _CHAT_WINDOW_TOKENS = 8192
@@ -66,15 +71,15 @@ def drill(
     scene = Scene(rng, split, system, budget_tokens)
     chosen: Skill = skill or rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
     match chosen:
-        case "add":
-            for _ in range(rng.randint(1, 3)):
-                _add(scene)
         case "small talk":
             _small_talk(scene)
         case "clear":
             _clear(scene)
-        case "update" | "delete" | "answer" | "unknown" | "two hops":
-            if not _chat(scene):
+        case "add" | "update" | "delete":
+            if not _chat(scene, _TOLD_IN_A_CHAT):
+                _IN_CHAT[chosen](scene)
+        case "answer" | "unknown" | "two hops":
+            if not _chat(scene, _IN_A_CHAT):
                 _IN_CHAT[chosen](scene)
     return scene.exchanges
 
@@ -121,14 +126,20 @@ def _update(scene: Scene) -> bool:
     return _done(scene)
 
 
-def _delete(scene: Scene) -> None:
+def _delete(scene: Scene) -> bool:
+    """Tells whether the context was cleared after it."""
     fact = scene.known()
     scene.told(fact.relation.denied.format(s=fact.subject, v=fact.value))
     found = scene.hits(fact, scene.rng.randint(1, 2))
     arguments = {"memory_id": found, "confirmation": True}
     scene.write(Turn(f"{fact.thought} {found}", (Call("Delete_memory", arguments),)))
+    scene.forget(fact)
     scene.observed(f"Deleted {found}.")
-    _done(scene)
+    return _done(scene)
+
+
+def _told(scene: Scene) -> bool:
+    return scene.rng.choices((_add, _update, _delete), _TOLD)[0](scene)
 
 
 def _small_talk(scene: Scene) -> None:
@@ -140,7 +151,7 @@ def _small_talk(scene: Scene) -> None:
 def _clear(scene: Scene) -> None:
     """Talk, or facts, until the context is so full that it is cleared, unless they end before."""
     if scene.rng.random() < _FULL_OF_FACTS:
-        any(_add(scene) for _ in range(scene.rng.randint(2, 9)))
+        any(_told(scene) for _ in range(scene.rng.randint(2, 9)))
         return
     as_in_chat = scene.rng.random() < _IN_A_CHAT
     for _ in range(scene.rng.randint(2, 14)):
@@ -154,12 +165,12 @@ def _clear(scene: Scene) -> None:
         scene.write(OK)
 
 
-def _chat(scene: Scene) -> bool:
-    """What may stand before it: in a chat, and before a change in stage 1. Tells whether the context was cleared."""
-    if scene.rng.random() >= _IN_A_CHAT:
-        return False
-    if scene.rng.random() < _LONG:
+def _chat(scene: Scene, often: float) -> bool:
+    """What may stand before it: in a chat, and in stage 1. Tells whether the context was cleared."""
+    chance = scene.rng.random()
+    if chance < _LONG:
         _long_chat(scene)
+    if not _LONG <= chance < often:
         return False
     return any(_chatted(scene) for _ in range(scene.rng.randint(1, 4)))
 
@@ -178,7 +189,7 @@ def _long_chat(scene: Scene) -> None:
 
 
 def _chatted(scene: Scene) -> bool | None:
-    return scene.rng.choices((_add, _small_talk, _update), _CHATTED)[0](scene)
+    return scene.rng.choices((_add, _small_talk, _update, _delete), _CHATTED)[0](scene)
 
 
 def _look_up(scene: Scene, fact: Known, thought: str = "look up", *, found: bool = True) -> None:
@@ -215,6 +226,6 @@ def _two_hops(scene: Scene) -> None:
 
 
 _IN_CHAT: dict[Skill, Callable[[Scene], bool | None]] = {
-    "update": _update, "delete": _delete, "answer": _answer, "unknown": _unknown, "two hops": _two_hops,
+    "add": _add, "update": _update, "delete": _delete, "answer": _answer, "unknown": _unknown, "two hops": _two_hops,
 }  # fmt: skip
 """What may come after other messages."""

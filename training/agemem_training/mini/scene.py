@@ -41,7 +41,7 @@ _SHOWN_AGAIN = 0.6
 """Share of the other memories among hits that are known already, once some are."""
 _ALIKE = 0.75
 """Share of the other memories among hits that are easily taken for the one in question, where there are such."""
-_KNOWN_SUBJECT = 0.35
+_KNOWN_SUBJECT = 0.5
 """Share of what is told that is about somebody of whom something was told before, once there is somebody."""
 _TOLD_THERE = 0.6
 """Share of the changes after other messages whose fact was told there."""
@@ -182,6 +182,11 @@ class Scene:
         """The memory holds another fact instead."""
         self.stored[new] = self.stored.pop(old)
         self.told_there = [new if one == old else one for one in self.told_there]
+
+    def forget(self, fact: Known) -> None:
+        """The memory no longer holds a fact."""
+        del self.stored[fact]
+        self.told_there = [one for one in self.told_there if one != fact]
 
     def hits_of_environment(self, fact: Known | None) -> None:
         """In a chat memories are shown with everything that is said, in episodes only with what is told."""

@@ -45,6 +45,7 @@ SKILLS: tuple[Skill, ...] = get_args(Skill)
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 LINE = re.compile(r"^\[(mem_\d+)\] \([^)]*\) (.*)$", re.MULTILINE)
 UPDATED = re.compile(r'"Update_memory", "arguments": {"memory_id": "(mem_\d+)", "content": "([^"]+)"')
+DELETED = re.compile(r'"Delete_memory", "arguments": {"memory_id": "(mem_\d+)"')
 HEADS = {kind: "|".join(heads) for kind, (heads, _) in PARTS.items()}
 TAILS = "|".join(sorted({tail for _, tails in PARTS.values() for tail in tails}, key=len, reverse=True))
 NAMES = {kind: re.compile(rf"\b({heads})({TAILS})\b") for kind, heads in HEADS.items()}
@@ -103,19 +104,23 @@ def test_each_turn_of_a_drill_is_shown_to_the_next(skill: Skill) -> None:
 
 
 def test_what_is_stored_was_just_told() -> None:
+    stored = 0
     for exchanges in drills_of("add"):
-        assert 2 <= len(exchanges) <= 6
-        for told, done in zip(exchanges[::2], exchanges[1::2], strict=True):
+        for told, done in pairwise(exchanges):
+            if "Add_memory" not in told.turn:
+                continue
+            stored += 1
             (call,) = parse(told.turn, strict=True).calls
             content = str(call.arguments["content"])
             said = next(one.content for one in reversed(told.shown) if not one.content.startswith("<"))
             assert said.lower().endswith(content.lower())
             assert content not in last_hits(told).values()
-            assert parse(done.turn, strict=True).answer == "ok"
+            assert parse(done.turn, strict=True).answer == "ok" or _clears(parse(done.turn, strict=True))
             assert re.match(r"<tool_response>\nStored as mem_\d+\.\n", done.shown[-1].content)
             close = re.findall(r"^- (mem_\d+) \(0\.\d\d\) (.*)$", done.shown[-1].content, re.MULTILINE)
             # What the server names as close are memories of the same kind, and none of them is the new one.
             assert all(_stated(text)[1] == _stated(content)[1] and text != content for _, text in close)
+    assert stored > 60
 
 
 @pytest.mark.parametrize("skill", ["update", "delete"])
@@ -200,9 +205,9 @@ def test_a_context_is_cleared_as_soon_as_it_is_too_full_and_not_before(split: Sp
     cleared = {256: 0, 384: 0}
     for exchanges in drills_of("clear", split):
         # Small talk goes earlier than facts, which go when they are stored.
-        limit = 384 if any("Add_memory" in one.turn for one in exchanges) else 256
+        limit = 384 if any("_memory" in one.turn for one in exchanges) else 256
         for exchange in exchanges:
-            if "Add_memory" in exchange.turn:
+            if "_memory" in exchange.turn:
                 continue
             used = about_tokens(one.content for one in exchange.shown)
             assert _clears(parse(exchange.turn, strict=True)) == (used >= limit)
@@ -225,7 +230,7 @@ def test_what_is_known_already_is_shown_again_under_its_id() -> None:
 
 
 def test_what_was_changed_is_shown_as_it_is_now() -> None:
-    changed = 0
+    changed = gone = 0
     for exchanges in drills_of("answer", count=600):
         holds: dict[str, str] = {}
         for message in exchanges[-1].shown:
@@ -234,7 +239,12 @@ def test_what_was_changed_is_shown_as_it_is_now() -> None:
             if (update := UPDATED.search(message.content)) is not None:
                 changed += 1
                 holds[update[1]] = update[2]
+            if (deleted := DELETED.search(message.content)) is not None:
+                gone += 1
+                # Nothing is true of it any more, so it must not come again.
+                holds[deleted[1]] = "deleted"
     assert changed > 20
+    assert gone > 20
 
 
 def test_nobody_has_two_birthdays() -> None:
@@ -250,7 +260,7 @@ def test_nobody_has_two_birthdays() -> None:
 
 def test_what_is_told_is_at_times_about_somebody_of_whom_something_was_told() -> None:
     again = 0
-    for exchanges in drills_of("add"):
+    for exchanges in drills_of("add", count=200):
         calls = [call for one in exchanges for call in parse(one.turn).calls if call.name == "Add_memory"]
         pairs = [stated(str(call.arguments["content"]))[:2] for call in calls]
         assert len(set(pairs)) == len(pairs)

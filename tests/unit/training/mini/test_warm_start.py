@@ -61,7 +61,9 @@ async def test_demonstrations_come_from_the_real_server() -> None:
         told = [one.text for step in episode.steps for one in step.observations if one.text.startswith("Stored as ")]
         named = [text.splitlines()[0].removeprefix("Stored as ").removesuffix(".") for text in told]
         assert named == added[-len(told) :]
-        assert any(one.content.startswith("<retrieved_memories>") for one in episode.steps[-1].prompt.messages)
+        seen = any(one.content.startswith("<retrieved_memories>") for one in episode.steps[-1].prompt.messages)
+        # Where the answer was taken back there may be nothing left to be found.
+        assert seen or not episode.task.gold
 
 
 async def test_an_expert_answers_rightly_where_memories_are_found() -> None:
