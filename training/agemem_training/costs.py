@@ -7,10 +7,17 @@ import gc
 import os
 import resource
 import sys
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from agemem_training.config import RunConfig
+
+_LOOK_EVERY_S = 0.5
 
 
 def threads_of(config: RunConfig) -> int | None:
@@ -33,6 +40,47 @@ def held_memory() -> float:
     import psutil  # noqa: PLC0415  an extra
 
     return float(psutil.Process().memory_info().rss)
+
+
+@dataclass(slots=True)
+class MemoryWatch:
+    """What this process and those that it started were seen to hold."""
+
+    seen: float = 0.0
+    """In bytes, at most, all together."""
+
+    @property
+    def peak(self) -> float:
+        """The same, but no less than this process alone held at any time."""
+        return max(self.seen, peak_memory())
+
+    def look(self) -> None:
+        """Look now."""
+        import psutil  # noqa: PLC0415  an extra
+
+        held = held_memory()
+        for one in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # it has ended
+                held += one.memory_info().rss
+        self.seen = max(self.seen, held)
+
+
+@contextmanager
+def watched_memory() -> Generator[MemoryWatch]:
+    """Look at what is held, twice a second: processes that peak one after the other do not hold the sum."""
+    watch, ended = MemoryWatch(), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_EVERY_S):
+            watch.look()
+
+    looking = threading.Thread(target=look, name="memory watch", daemon=True)
+    looking.start()
+    try:
+        yield watch
+    finally:
+        ended.set()
+        looking.join()
 
 
 def return_memory() -> None:

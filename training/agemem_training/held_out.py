@@ -79,13 +79,12 @@ class HeldOut:
     async def _measure_apart(self, saved: Path, wanted: list[Measured], name: str, iteration: int) -> None:
         processes = self.config.processes
         self.journal.progress.note(f"measuring {name}, in {processes} processes")
-        held = await measure_apart(
+        await measure_apart(
             Apart(self.config, saved, self.sources, "test", self.config.evaluation.final_episodes),
             wanted,
             processes=processes,
             on_measured=lambda one, figures: self._record(name, one, iteration, figures),
         )
-        self.journal.held = max(self.journal.held, held)
 
     def _record(self, name: str, one: Measured, iteration: int, figures: EpisodeFigures) -> None:
         self.journal.evaluated(

@@ -48,8 +48,6 @@ class Journal:
     progress: Progress
     warm_ups: int = 0
     """Records of the warm start; iterations are counted on from these."""
-    held: float = 0.0
-    """Bytes of memory, at most, of all processes that measured together."""
 
     def begin(self, iteration: int) -> None:
         """Go on after an iteration: what was recorded of later ones will be recorded anew."""

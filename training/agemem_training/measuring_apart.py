@@ -20,7 +20,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from agemem_mcp.errors import AgeMemError, ConfigurationError
-from agemem_training.costs import held_memory, peak_memory, return_memory
+from agemem_training.costs import return_memory
 from agemem_training.evaluating import Place, Policy, demonstrated_part, evaluate_part, part_starts
 from agemem_training.loading import load_trainable
 from agemem_training.reporting.figures import joined_figures
@@ -73,7 +73,7 @@ class Apart:
     """Of each source."""
 
 
-async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: int, on_measured: OnMeasured) -> float:
+async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: int, on_measured: OnMeasured) -> None:
     """Measure a policy.
 
     Args:
@@ -81,9 +81,6 @@ async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: i
         wanted: the measurements.
         processes: how many.
         on_measured: told of each measurement once it is complete.
-
-    Returns:
-        How much memory this process and the others held together, in bytes: of the others the most that each ever did.
 
     Raises:
         AgeMemError: a measurement failed, or a process ended.
@@ -107,14 +104,12 @@ async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: i
     finally:
         for worker in workers:
             worker.end()
-    return held_memory() + sum(one.peak for one in workers)
 
 
 class _Worker:
     """One of the processes."""
 
     def __init__(self, what: Apart) -> None:
-        self.peak = 0.0
         # A copy of this process would have its threads' locks, but not the threads.
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
@@ -129,7 +124,7 @@ class _Worker:
             part = parts.popleft()
             try:
                 self._here.send(part)
-                answer, self.peak = await asyncio.to_thread(self._here.recv)
+                answer = await asyncio.to_thread(self._here.recv)
             except (EOFError, OSError) as error:
                 self._process.join()
                 msg = (
@@ -165,7 +160,7 @@ def _measure_parts(connection: Connection, what: Apart) -> None:
                 answer: EpisodeFigures | AgeMemError | None = asyncio.run(_measured(what, *ready, part))
         except AgeMemError as error:
             answer = error
-        connection.send((answer, peak_memory()))
+        connection.send(answer)
         return_memory()
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from agemem_mcp.errors import ConfigurationError
 from agemem_training.checkpoints import CONFIG, RunFolder, RunState, load_checkpoint_state, load_weights, replaced
 from agemem_training.config import SHIPPED, as_toml, differences, load_config
-from agemem_training.costs import peak_memory, threads_of
+from agemem_training.costs import threads_of, watched_memory
 from agemem_training.held_out import HeldOut
 from agemem_training.journal import Journal, Part
 from agemem_training.learner import Learner
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
     from agemem_mcp.adapters.embedding import VectorCache
     from agemem_training.config import RunConfig
+    from agemem_training.costs import MemoryWatch
     from agemem_training.tasks.recorded import Survey
     from agemem_training.tasks.source import TaskSource
     from agemem_training.trainer import Iterated
@@ -128,7 +130,7 @@ class TrainingRun:
         transformers_logging.disable_progress_bar()
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
-        with interrupts(self._asked_to_stop):
+        with interrupts(self._asked_to_stop), watched_memory() as memory:
             for text in self.config.tasks.sources:
                 self._sources[text] = await _opened(text, self.show)
             if self.config.environment.url is not None:
@@ -143,11 +145,13 @@ class TrainingRun:
                 accelerator = self._joined()
                 state = await self._reinforce(accelerator)
                 self._phase = "end"
-                held = sum(gather_object([peak_memory()]))
+                # What a process holds that another one of the run started, that one sees.
+                seen = gather_object([0.0 if multiprocessing.parent_process() else memory.peak])
+                memory.seen = max(memory.seen, sum(seen))
                 accelerator.free_memory()
                 accelerator.end_training()
             if is_first():
-                await self._finish(state, held)
+                await self._finish(state, memory)
 
     def how_to_go_on(self) -> str:
         """What a person who ended the run at once can do next."""
@@ -353,8 +357,8 @@ class TrainingRun:
         save_merged(model, trainable.tokenizer, self.folder.path)
         manner_of(self.config).save(self.folder.path)
 
-    async def _finish(self, state: RunState, held: float) -> None:
-        """Measure the policy as it was saved; report that, and what all processes held until now, in bytes."""
+    async def _finish(self, state: RunState, memory: MemoryWatch) -> None:
+        """Measure the policy as it was saved, and report."""
         out, base = self.folder.path, self.config.model.path
         trainable = load_trainable(self.config.model.model_copy(update={"path": str(out), "lora_rank": None}))
         trainable.model.to(own_device())
@@ -368,7 +372,7 @@ class TrainingRun:
                 base_model=None if base == SHIPPED else base,
                 versions=installed_versions(),
                 wall_s=self._before_s + time.monotonic() - self._began,
-                peak_memory_gb=max(held, peak_memory(), self._journal.held) / 1e9,
+                peak_memory_gb=memory.peak / 1e9,
                 config=self.config.model_dump(mode="json"),
             ),
             metrics=self._journal.metrics.read(),

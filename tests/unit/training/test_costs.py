@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -10,7 +12,13 @@ for extra in ("torch", "psutil"):
     pytest.importorskip(extra, reason="training needs `pip install 'agemem-mcp[train]'`")
 
 from agemem_training.config import RunConfig  # noqa: E402  after the skip
-from agemem_training.costs import held_memory, peak_memory, return_memory, threads_of  # noqa: E402  as above
+from agemem_training.costs import (  # noqa: E402  as above
+    held_memory,
+    peak_memory,
+    return_memory,
+    threads_of,
+    watched_memory,
+)
 
 MEGABYTE = 2**20
 
@@ -34,6 +42,34 @@ def test_memory_is_counted_in_bytes() -> None:
     assert 48 * MEGABYTE < held_memory() - before < 200 * MEGABYTE
     assert peak_memory() > held_memory() * 0.9
     del block
+
+
+def test_memory_of_processes_that_are_started_is_counted_as_long_as_they_run() -> None:
+    holding = f"block = bytearray(b'1' * {200 * MEGABYTE}); print('held', flush=True); input()"
+    most = 0.0
+    with watched_memory() as memory:
+        for _ in range(2):
+            alone = held_memory()
+            with subprocess.Popen(
+                [sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ) as other:
+                assert other.stdout is not None
+                other.stdout.readline()
+                memory.look()
+                most = max(most, held_memory())
+                other.communicate(b"\n")
+            assert memory.seen > alone + 190 * MEGABYTE
+    # One after the other, so never both at once.
+    assert memory.seen < most + 350 * MEGABYTE
+    assert memory.peak >= memory.seen
+
+
+def test_memory_is_looked_at_by_itself() -> None:
+    with watched_memory() as memory:
+        deadline = time.monotonic() + 60
+        while not memory.seen and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert memory.seen > MEGABYTE
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone keeps it")

@@ -66,10 +66,13 @@ def wordy_model(*, seed: int = 1) -> Any:
 def chatty_model(*, seed: int = 13) -> Any:
     """A Llama that writes turns by :data:`SUCCESSORS`; how probable each is depends a little on all before it."""
     tokenizer = mini_tokenizer()
-    torch.manual_seed(seed)
     model: Any = LlamaForCausalLM(_shape(hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
     layer = model.model.layers[0]
+    torch.manual_seed(seed)
     with torch.no_grad():
+        # Drawn anew: how many words there are must not change what is drawn.
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            projection.weight.normal_(0, 0.02)
         layer.self_attn.o_proj.weight.normal_(0, 0.1)
         layer.mlp.down_proj.weight.zero_()
         model.model.embed_tokens.weight.copy_(torch.eye(32)[-1].expand(len(tokenizer), 32))
