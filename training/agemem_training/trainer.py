@@ -100,8 +100,8 @@ class Draws:
     def draw(self, count: int, *, iteration: int) -> list[Task]:
         """The tasks of an iteration: one by chance from each of so many equal parts of the weights.
 
-        So all sources that weigh enough are in every iteration. An iteration without one of them unlearns what only
-        that one teaches.
+        So all sources that weigh enough are in every iteration, and none can unlearn for a while what only one of
+        them teaches.
         """
         rng = random.Random(f"{self.seed} {iteration}")  # noqa: S311  which tasks, no secret
         up_to = list(accumulate(self.weights))

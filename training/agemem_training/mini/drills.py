@@ -170,7 +170,8 @@ def _chat(scene: Scene, often: float) -> bool:
     chance = scene.rng.random()
     if chance < _LONG:
         _long_chat(scene)
-    if not _LONG <= chance < often:
+        return False
+    if chance >= often:
         return False
     return any(_chatted(scene) for _ in range(scene.rng.randint(1, 4)))
 

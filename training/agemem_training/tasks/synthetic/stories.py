@@ -41,8 +41,8 @@ _OF_SOMEBODY_KNOWN = 0.4
 _CHANGES_TAKEN_BACK = 0.4
 """Share of the changes of what is not asked for that leave nothing true instead."""
 _TAKEN_BACK_IN_TRAINING = 4
-"""So many times as often questions of the ``train`` split ask for what was taken back: with the few of the other
-splits a policy soon unlearns to say that it does not know."""
+"""So many times as often questions of the ``train`` split ask for what was taken back: so that a policy does not
+unlearn to say that it does not know. It is not enough (`LOG.md`)."""
 _WITH_RUMOUR = 0.5
 """Share of the distractors."""
 
