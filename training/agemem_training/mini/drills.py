@@ -45,6 +45,8 @@ _SPARE_IDS = 10
 """So many are left for what comes after a long chat."""
 _SUMMARISED = 0.5
 """Share of the contexts on one topic that are cleared by a summary; without a topic all are."""
+_VERSIONS = (2, 2, 2, 3, 4, 5)
+"""That a memory which is updated gets, by chance."""
 _CLOSE = 2
 """So many memories, at most, a drill's server names as close to a new one."""
 _FULL_OF_FACTS = 0.3
@@ -122,7 +124,7 @@ def _update(scene: Scene) -> bool:
     arguments = {"memory_id": found, "content": new.text}
     scene.write(Turn(f"{old.thought} {found}", (Call("Update_memory", arguments),)))
     scene.change(old, new)
-    scene.observed(f"Updated {found} (version 2). Before: {old.text}")
+    scene.observed(f"Updated {found} (version {scene.rng.choice(_VERSIONS)}). Before: {old.text}")
     return _done(scene)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from agemem_training.mini.dates import draw_day
 from agemem_training.tasks.synthetic.names import FOODS, MONTHS, PARTS, practice_tails
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class Renamer:
         return frozenset(number for name, number in self.ids.items() if name.endswith("-") and len(name) == 5)  # noqa: PLR2004  "2026-"
 
     @cached_property
+    def months_of_dates(self) -> frozenset[int]:
+        """Of the months before a memory."""
+        return frozenset(self.ids[f"{month:02d}-"] for month in range(1, 13))
+
+    @cached_property
     def foods(self) -> tuple[int, ...]:
         """Of foods."""
         return tuple(self.ids[food] for food in FOODS)
@@ -119,7 +125,9 @@ class _Cast:
         self._one |= dict(zip(known.months, rng.sample(known.months, len(MONTHS)), strict=True))
         highest = max((known.memory_ids[one] for one in self.ids if one in known.memory_ids), default=0)
         self._shift = rng.randrange(max(1, _IDS_UP_TO - highest))
-        self._date = {"year": f"{rng.randrange(2024, 2031)}-", "month": f"{rng.randrange(1, 13):02d}-"}
+        day = draw_day(rng)
+        self._year_and_month = known.ids[f"{day:%Y-}"], known.ids[f"{day:%m-}"]
+        self._day = known.ids[f"{day:%d}"]
 
     def of_two(self, pair: tuple[int, int], before: int) -> tuple[int, int] | None:
         """What a pair of tokens becomes if it is a name, a code or a day; else None."""
@@ -139,7 +147,9 @@ class _Cast:
                 known.ids[f"##{self.rng.randrange(_FIRST_CODE, 100)}"],
             )
         elif first in known.years:
-            return known.ids[self._date["year"]], known.ids[self._date["month"]]
+            return self._year_and_month
+        elif first in known.pairs and before in known.months_of_dates:
+            return self._day, second
         if made is not None:
             self._two[pair] = made
         return made

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, cast
 
 from agemem_policies.policy import ChatMessage
 from agemem_policies.protocol import render
+from agemem_training.mini.dates import draw_day
 from agemem_training.tasks.synthetic.language import (
     RELATIONS,
     RUMOURS,
@@ -41,6 +43,8 @@ _SHOWN_AGAIN = 0.6
 """Share of the other memories among hits that are known already, once some are."""
 _ALIKE = 0.75
 """Share of the other memories among hits that are easily taken for the one in question, where there are such."""
+_ALL_OF_TODAY = 0.5
+"""Share of the drills whose memories all are of one day."""
 _KNOWN_SUBJECT = 0.5
 """Share of what is told that is about somebody of whom something was told before, once there is somebody."""
 _TOLD_THERE = 0.6
@@ -108,7 +112,11 @@ class Scene:
     """Not taken yet."""
     stored: dict[Known, str] = field(default_factory=dict["Known", str])
     """What the memory is known to hold, and under which id."""
-    date: str = ""
+    today: date = date.min
+    all_of_today: bool = True
+    """Whether all memories are, as in an episode; else each is of any day."""
+    days: dict[Known, date] = field(default_factory=dict["Known", date])
+    """When a memory was made or changed."""
     said: list[ChatMessage] = field(default_factory=list[ChatMessage])
     told_there: list[Known] = field(default_factory=list["Known"])
     """Facts that were told and stored in this drill."""
@@ -122,7 +130,8 @@ class Scene:
         self.names = {kind: self._drawn(kind, count) for kind, count in kinds.items()}
         first = rng.randrange(1, 70)
         self.ids = [f"mem_{first + place}" for place in rng.sample(range(29), 29)]
-        self.date = f"{rng.randrange(2024, 2031)}-{rng.randrange(1, 13):02d}-{rng.randrange(1, 29):02d}"
+        self.today = draw_day(rng)
+        self.all_of_today = rng.random() < _ALL_OF_TODAY
         self.said = [ChatMessage("system", self.system)]
 
     def fact(self, relation: Relation | None = None, subject: str | None = None) -> Known:
@@ -168,7 +177,7 @@ class Scene:
             facts.append(self._other(facts, like or fact))
         if self.rng.random() < _SHUFFLED:
             self.rng.shuffle(facts)
-        lines = "\n".join(f"[{self.id_of(one)}] ({self.date}, fact) {one.text}" for one in facts)
+        lines = "\n".join(f"[{self.id_of(one)}] ({self._day_of(one)}, fact) {one.text}" for one in facts)
         self.hear(f"<retrieved_memories>\n{lines}\n</retrieved_memories>")
         return self.id_of(fact) if fact else None
 
@@ -178,9 +187,14 @@ class Scene:
             self.stored[fact] = self.ids.pop()
         return self.stored[fact]
 
+    def _day_of(self, fact: Known) -> date:
+        told_here = self.all_of_today or fact in self.told_there
+        return self.today if told_here else self.days.setdefault(fact, draw_day(self.rng))
+
     def change(self, old: Known, new: Known) -> None:
         """The memory holds another fact instead."""
         self.stored[new] = self.stored.pop(old)
+        self.days[new] = self.today
         self.told_there = [new if one == old else one for one in self.told_there]
 
     def forget(self, fact: Known) -> None:

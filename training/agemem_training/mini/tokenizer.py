@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from agemem_policies.protocol import Call, Turn, render
+from agemem_training.mini.dates import YEARS
 from agemem_training.tasks.synthetic.names import FOODS, MONTHS, PARTS
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 _MEMORY_IDS = 100
-_YEARS = range(2020, 2040)
 _HOLE = "\0"
 _PIECE = r"mem_[a-z\d]+|\d{4}-|\d\d-|[A-Za-z]+|\d+|\n|[^\sA-Za-z\d]"
 """What is never split by anything but the vocabulary; dates as they stand before a memory."""
@@ -79,7 +79,7 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         *(f"##{sign}" for sign in string.ascii_letters + string.digits),
         *pairs, *(f"##{pair}" for pair in pairs),
         *(f"mem_{number}" for number in range(1, _MEMORY_IDS)), "mem_",
-        *(f"{year}-" for year in _YEARS), *(f"{pair}-" for pair in pairs[1:32]),
+        *(f"{year}-" for year in YEARS), *(f"{pair}-" for pair in pairs[1:32]),
         *sorted(heads | tails | words | set(FOODS) | set(MONTHS)),
     ]  # fmt: skip
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys(known))}

@@ -22,7 +22,7 @@ _CLOSE = r"- mem_\d+ \(0\.\d\d\) [^\n\[\]]+\."
 _SHOWN = {
     "hits": rf"<retrieved_memories>\n{_LINE}(\n{_LINE})*\n</retrieved_memories>",
     "stored": rf"<tool_response>\nStored as mem_\d+\.(\n{ADVICE_ON_SIMILAR}(\n{_CLOSE})+)?\n</tool_response>",
-    "updated": r"<tool_response>\nUpdated mem_\d+ \(version 2\)\. Before: [^\n]+\.\n</tool_response>",
+    "updated": r"<tool_response>\nUpdated mem_\d+ \(version \d\)\. Before: [^\n]+\.\n</tool_response>",
     "deleted": r"<tool_response>\nDeleted mem_\d+\.\n</tool_response>",
     "said": r"[^<\n]+",
 }

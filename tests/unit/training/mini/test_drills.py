@@ -17,6 +17,7 @@ from agemem_policies.protocol import parse
 from agemem_policies.session import SessionContext
 from agemem_training.environment import Rules
 from agemem_training.loading import shipped_warm_start
+from agemem_training.mini.dates import YEARS
 from agemem_training.mini.demonstrator import EXPERT, Demonstrator
 from agemem_training.mini.drills import Skill, drill
 from agemem_training.mini.warm_start import demonstrate
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 SKILLS: tuple[Skill, ...] = get_args(Skill)
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 LINE = re.compile(r"^\[(mem_\d+)\] \([^)]*\) (.*)$", re.MULTILINE)
+DAY = re.compile(r"^\[mem_\d+\] \((\d{4}-\d\d-\d\d),", re.MULTILINE)
 UPDATED = re.compile(r'"Update_memory", "arguments": {"memory_id": "(mem_\d+)", "content": "([^"]+)"')
 DELETED = re.compile(r'"Delete_memory", "arguments": {"memory_id": "(mem_\d+)"')
 HEADS = {kind: "|".join(heads) for kind, (heads, _) in PARTS.items()}
@@ -138,7 +140,8 @@ def test_what_is_changed_or_deleted_is_the_memory_of_the_stale_fact(skill: Skill
         if skill == "update":
             assert str(call.arguments["content"]).lower() in said.lower()
             assert _stated(str(call.arguments["content"])) == (subject, relation)
-            assert done.shown[-1].content.startswith(f"<tool_response>\nUpdated {number} (version 2). Before: {stale}")
+            updated = rf"<tool_response>\nUpdated {number} \(version [2-5]\)\. Before: {re.escape(stale)}"
+            assert re.match(updated, done.shown[-1].content)
         else:
             assert call.arguments["confirmation"] is True
             assert subject in said
@@ -378,3 +381,15 @@ def _shown_nothing_unasked(form: Form) -> Form:
     """A form without the memories that a chat shows with what is said."""
     said, hits = ("user", "said"), ("user", "hits")
     return (said, *form[2:]) if form[:2] == (said, hits) else form
+
+
+def test_memories_are_of_any_day_and_at_times_of_several() -> None:
+    several, days = 0, set[str]()
+    for number in range(1500):
+        exchange = drill(random.Random(number), system=SYSTEM, skill="answer")[-1]
+        shown = [day for message in exchange.shown for day in DAY.findall(message.content)]
+        days |= set(shown)
+        several += len(set(shown)) > 1
+    assert {day[-2:] for day in days} == {f"{day:02d}" for day in range(1, 32)}
+    assert {day[:4] for day in days} == {str(year) for year in YEARS}
+    assert 400 < several < 1100

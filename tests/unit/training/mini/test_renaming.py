@@ -67,7 +67,7 @@ def _item(words: list[str], place: int) -> tuple[str, int]:
     if word.startswith("mem_"):
         return "id", 1
     if word.endswith("-") and len(word) == 5 and following.endswith("-"):
-        return "date", 2
+        return "date", 3
     if word.isdigit() and following in MONTHS:
         return "day", 2
     if word.isdigit() and len(word) == 2 and len(following) == 4 and following[2:].isdigit() and before in CODE_AFTER:
@@ -159,6 +159,17 @@ def test_a_code_is_the_same_wherever_it_stands_and_so_are_dates() -> None:
         assert (len(codes), len(dates)) == (3, 2)
         assert len(set(codes)) == len(set(dates)) == 1
         assert [kind for kind, _ in items].count("day") == 1
+
+
+def test_memories_are_moved_to_any_day() -> None:
+    ids = ids_of("[mem_7] (2024-01-01, fact) Belan likes tea.")
+    dates = {
+        words
+        for seed in range(600)
+        for kind, words in items_of(renamer().renamed(ids, random.Random(seed)))
+        if kind == "date"
+    }
+    assert {day for _, _, day in dates} == {f"{day:02d}" for day in range(1, 32)}
 
 
 def test_names_of_several_rows_have_nothing_to_do_with_one_another() -> None:
