@@ -50,7 +50,7 @@ def test_episodes_happen_on_a_server_at_a_url_each_in_a_namespace_of_its_own(pla
 
 def test_the_mini_policy_is_told_stories_and_answers_from_what_it_stored(full_place: Any) -> None:
     server = full_place.serve_http(AGEMEM_IDS="sequential").ready()
-    stories = {f"story-{number}": Stories("L1").task("test", seed=11, number=number) for number in range(4)}
+    stories = {f"story-{number}": Stories("L1").task("test", seed=11, number=number) for number in range(6)}
     answers, memories = list[bool](), list[bool]()
     for namespace, story in stories.items():
         said = [part for text in (*story.messages, *story.distractors, story.query) for part in ("--message", text)]
@@ -65,5 +65,5 @@ def test_the_mini_policy_is_told_stories_and_answers_from_what_it_stored(full_pl
         listed = full_place.run("memories", "list", "--json", "--namespace", namespace).json()
         memories.append({one["content"] for one in listed} >= {fact.text for fact in story.facts})
     # It copies nearly all words right, not all. That it stores small talk too is for reinforcement learning to mend.
-    assert sum(answers) >= 3, answers
-    assert sum(memories) >= 3, memories
+    assert sum(answers) >= 4, answers
+    assert sum(memories) >= 4, memories
