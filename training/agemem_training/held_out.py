@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from agemem_training.rewards import RewardSettings
 from agemem_training.settings_of import judge_of, rules_of, world_of
 from agemem_training.tasks.choosing import parse_source
 from agemem_training.tasks.synthetic import Stories
+from agemem_training.vectors import VectorBoard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +38,9 @@ class HeldOut:
     tokenizer_folder: Path
     """Where the policy's tokenizer is, for a server that counts with it."""
     vectors: VectorCache
-    """What was embedded already."""
+    """What was embedded already, in this process."""
+    board: VectorBoard = field(default_factory=VectorBoard)
+    """And in those that measure."""
 
     async def measure(self, trainable: Trainable, name: str, iteration: int, *, saved: Path | None = None) -> float:
         """Measure and record; what the run has recorded already is not measured again.
@@ -84,6 +87,7 @@ class HeldOut:
             wanted,
             processes=processes,
             on_measured=lambda one, figures: self._record(name, one, iteration, figures),
+            board=self.board,
         )
 
     def _record(self, name: str, one: Measured, iteration: int, figures: EpisodeFigures) -> None:

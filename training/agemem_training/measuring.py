@@ -20,6 +20,7 @@ from agemem_training.measuring_apart import Apart, Measured, measure_apart, poli
 from agemem_training.reporting.intervals import wilson
 from agemem_training.stopping import Interrupted, single_errors
 from agemem_training.tasks.choosing import open_source, parse_source
+from agemem_training.vectors import VectorBoard, remembered_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -81,7 +82,7 @@ async def _measure(config: RunConfig, checkpoint: Path, wanted: Measuring, show:
     processes = config.processes
     if processes > 1 and own_device().type == "cpu":
         what = Apart(config, checkpoint, sources, "test", wanted.episodes)
-        await measure_apart(what, ways, processes=processes, on_measured=tell)
+        await measure_apart(what, ways, processes=processes, on_measured=tell, board=VectorBoard())
     else:
         await _measure_here(config, checkpoint, sources, wanted, tell)
     if wanted.as_json:
@@ -91,7 +92,7 @@ async def _measure(config: RunConfig, checkpoint: Path, wanted: Measuring, show:
 async def _measure_here(
     config: RunConfig, checkpoint: Path, sources: Mapping[str, TaskSource], wanted: Measuring, tell: OnMeasured
 ) -> None:
-    policy, place = policy_at(config, checkpoint)
+    policy, place = policy_at(config, checkpoint, remembered_vectors())
     policy.model.to(own_device())
     for text, source in sources.items():
         figures = await evaluate(

@@ -25,9 +25,10 @@ from agemem_training.evaluating import Place, Policy, demonstrated_part, evaluat
 from agemem_training.loading import load_trainable
 from agemem_training.reporting.figures import joined_figures
 from agemem_training.rewards import RewardSettings
-from agemem_training.settings_of import judge_of, remembered_vectors, rules_of, world_of
+from agemem_training.settings_of import judge_of, rules_of, world_of
 from agemem_training.stopping import single_errors
 from agemem_training.tasks.synthetic import Stories
+from agemem_training.vectors import NotingCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +36,14 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
     from pathlib import Path
 
+    from agemem_mcp.adapters.embedding import VectorCache
     from agemem_training.config import RunConfig
     from agemem_training.reporting.figures import EpisodeFigures
     from agemem_training.tasks.source import Split, TaskSource
+    from agemem_training.vectors import VectorBoard, Vectors
 
     OnMeasured = Callable[["Measured", EpisodeFigures], None]
+    _Answer = EpisodeFigures | AgeMemError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,9 @@ class Apart:
     """Of each source."""
 
 
-async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: int, on_measured: OnMeasured) -> None:
+async def measure_apart(
+    what: Apart, wanted: Sequence[Measured], *, processes: int, on_measured: OnMeasured, board: VectorBoard
+) -> None:
     """Measure a policy.
 
     Args:
@@ -81,6 +87,7 @@ async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: i
         wanted: the measurements.
         processes: how many.
         on_measured: told of each measurement once it is complete.
+        board: where the processes tell each other what they embedded; keep it for measuring the same stories again.
 
     Raises:
         AgeMemError: a measurement failed, or a process ended.
@@ -96,7 +103,7 @@ async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: i
             ordered = [found[start] for start in sorted(found)]
             on_measured(part.of, joined_figures([one for one in ordered if one is not None]))
 
-    workers = [_Worker(what) for _ in range(min(processes, len(parts)))]
+    workers = [_Worker(what, board) for _ in range(min(processes, len(parts)))]
     try:
         async with asyncio.TaskGroup() as group:
             for worker in workers:
@@ -109,7 +116,8 @@ async def measure_apart(what: Apart, wanted: Sequence[Measured], *, processes: i
 class _Worker:
     """One of the processes."""
 
-    def __init__(self, what: Apart) -> None:
+    def __init__(self, what: Apart, board: VectorBoard) -> None:
+        self._board, self._reader = board, board.join()
         # A copy of this process would have its threads' locks, but not the threads.
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
@@ -123,8 +131,7 @@ class _Worker:
         while parts:
             part = parts.popleft()
             try:
-                self._here.send(part)
-                answer = await asyncio.to_thread(self._here.recv)
+                answer, embedded = await asyncio.to_thread(self._measured, part, self._board.news_for(self._reader))
             except (EOFError, OSError) as error:
                 self._process.join()
                 msg = (
@@ -134,7 +141,12 @@ class _Worker:
                 raise ConfigurationError(msg) from error
             if isinstance(answer, AgeMemError):
                 raise answer
+            self._board.put_up(self._reader, embedded)
             note(part, answer)
+
+    def _measured(self, part: _Part, heard: Vectors) -> tuple[_Answer, Vectors]:
+        self._here.send((part, heard))
+        return self._here.recv()
 
     def end(self) -> None:
         """End it, whatever it is doing."""
@@ -152,31 +164,36 @@ def _measure_parts(connection: Connection, what: Apart) -> None:
     torch.set_num_threads(1)
     config = what.config.model_copy(update={"threads": 1})
     ready: tuple[Policy, Place] | None = None
+    vectors = NotingCache()
+    part: _Part
+    heard: Vectors
     while True:
-        part: _Part = connection.recv()
+        part, heard = connection.recv()
+        vectors.hear(heard)
         try:
             with single_errors():
-                ready = ready or policy_at(config, what.checkpoint)
-                answer: EpisodeFigures | AgeMemError | None = asyncio.run(_measured(what, *ready, part))
+                ready = ready or policy_at(config, what.checkpoint, vectors)
+                answer: _Answer = asyncio.run(_measured(what, *ready, part))
         except AgeMemError as error:
             answer = error
-        connection.send(answer)
+        connection.send((answer, vectors.news()))
         return_memory()
 
 
-def policy_at(config: RunConfig, checkpoint: Path) -> tuple[Policy, Place]:
+def policy_at(config: RunConfig, checkpoint: Path, vectors: VectorCache) -> tuple[Policy, Place]:
     """A saved policy, and the memory it is measured with.
 
     Args:
         config: how it was trained: server, rules, reward.
         checkpoint: a folder.
+        vectors: remembers what was embedded.
 
     Raises:
         AgeMemError: it cannot be loaded.
     """
     trainable = load_trainable(config.model.model_copy(update={"path": str(checkpoint), "lora_rank": None}))
     policy = Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, config.grpo.turn_tokens)
-    world = world_of(config, checkpoint, remembered_vectors())
+    world = world_of(config, checkpoint, vectors)
     return policy, Place(rules_of(config), world, judge_of(config), RewardSettings(variant=config.reward.variant))
 
 

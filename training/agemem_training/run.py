@@ -35,12 +35,13 @@ from agemem_training.reporting.metrics import MetricsFile
 from agemem_training.reporting.model_card import write_model_card
 from agemem_training.reporting.report import write_report
 from agemem_training.reporting.results import AFTER, BEFORE, DURING, Results, Run, installed_versions
-from agemem_training.settings_of import judge_of, manner_of, remembered_vectors, rules_of, world_of
+from agemem_training.settings_of import judge_of, manner_of, rules_of, world_of
 from agemem_training.starting import SKILLS_FILE, WarmStart, read_gates
 from agemem_training.stopping import Interrupted, interrupts, single_errors
 from agemem_training.tasks.choosing import open_source, parse_source
 from agemem_training.tasks.source import Split
 from agemem_training.trainer import Draws, Setting, Share, Trainer
+from agemem_training.vectors import remembered_vectors
 from agemem_training.worlds import opened
 
 if TYPE_CHECKING:

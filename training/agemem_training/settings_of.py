@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agemem_mcp.adapters.embedding import VectorCache
 from agemem_policies.baselines import kit_named
 from agemem_policies.manner import Manner
 from agemem_training.costs import threads_of
@@ -14,11 +13,10 @@ from agemem_training.environment import Rules
 from agemem_training.worlds import WorldSettings
 
 if TYPE_CHECKING:
+    from agemem_mcp.adapters.embedding import VectorCache
     from agemem_training.config import RunConfig
     from agemem_training.judges import AnswerJudge
 
-_REMEMBERED_VECTORS = 40_000
-"""Some 60 MB: three levels of 200 stories have half as many different texts."""
 _MEMORY_DISK = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
 
 
@@ -50,18 +48,13 @@ def manner_of(config: RunConfig) -> Manner:
     )
 
 
-def remembered_vectors() -> VectorCache:
-    """What a run remembers of what it embedded: its policies meet the same stories before, during and after."""
-    return VectorCache(_REMEMBERED_VECTORS)
-
-
 def world_of(config: RunConfig, tokenizer_folder: Path | None, vectors: VectorCache | None = None) -> WorldSettings:
     """The server of an episode.
 
     Args:
         config: of the run.
         tokenizer_folder: where the policy's tokenizer is; None while there is none, and tokens are estimated.
-        vectors: see :func:`remembered_vectors`.
+        vectors: remembers what was embedded from one server to the next; None for nothing.
     """
     environment = config.environment
     tokenizer = environment.tokenizer

@@ -19,6 +19,7 @@ from tests.unit.training.tiny_policy import tiny_run  # noqa: E402  after the sk
 from agemem_mcp.errors import AgeMemError, ConfigurationError  # noqa: E402  as above
 from agemem_training.measuring_apart import Apart, Measured, measure_apart  # noqa: E402  as above
 from agemem_training.tasks.synthetic import Stories  # noqa: E402  as above
+from agemem_training.vectors import VectorBoard  # noqa: E402  as above
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,12 +33,23 @@ EPISODES = 52
 WANTED = [Measured(source, greedy) for source in SOURCES for greedy in (True, False)]
 
 
-async def measured(checkpoint: Path, processes: int, episodes: int = EPISODES) -> dict[Measured, EpisodeFigures]:
-    config = tiny_run(checkpoint, tasks={"sources": SOURCES})
+async def measured(
+    checkpoint: Path,
+    processes: int,
+    episodes: int = EPISODES,
+    *,
+    board: VectorBoard | None = None,
+    embedding: str | None = "none",
+) -> dict[Measured, EpisodeFigures]:
+    config = tiny_run(checkpoint, tasks={"sources": SOURCES}, environment={"embedding": embedding})
     sources = {f"synthetic:{level}": Stories(level) for level in LEVELS}
     found: dict[Measured, EpisodeFigures] = {}
     await measure_apart(
-        Apart(config, checkpoint, sources, "test", episodes), WANTED, processes=processes, on_measured=found.__setitem__
+        Apart(config, checkpoint, sources, "test", episodes),
+        WANTED,
+        processes=processes,
+        on_measured=found.__setitem__,
+        board=VectorBoard() if board is None else board,
     )
     return found
 
@@ -79,3 +91,15 @@ async def test_who_gives_up_leaves_no_process_behind(tiny_start: Path) -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(measured(tiny_start, 2, episodes=2000), 3)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("assets_dir")
+async def test_what_was_embedded_is_not_embedded_again_by_whom_it_is_measured_next(tiny_start: Path) -> None:
+    board = VectorBoard()
+    before = await measured(tiny_start, 2, episodes=6, board=board, embedding=None)
+    onlooker = board.join()
+    # Each story is told something in stage 1, and asked.
+    assert len(board.news_for(onlooker)) > 6 * len(LEVELS)
+    after = await measured(tiny_start, 1, episodes=6, board=board, embedding=None)
+    assert after == before
+    assert board.news_for(onlooker) == {}
