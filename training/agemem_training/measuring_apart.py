@@ -131,7 +131,7 @@ class _Worker:
         while parts:
             part = parts.popleft()
             try:
-                answer, embedded = await asyncio.to_thread(self._measured, part, self._board.news_for(self._reader))
+                answer, embedded = await asyncio.to_thread(self._exchange, part, self._board.news_for(self._reader))
             except (EOFError, OSError) as error:
                 self._process.join()
                 msg = (
@@ -144,7 +144,7 @@ class _Worker:
             self._board.put_up(self._reader, embedded)
             note(part, answer)
 
-    def _measured(self, part: _Part, heard: Vectors) -> tuple[_Answer, Vectors]:
+    def _exchange(self, part: _Part, heard: Vectors) -> tuple[_Answer, Vectors]:
         self._here.send((part, heard))
         return self._here.recv()
 

@@ -188,8 +188,9 @@ class Scene:
         return self.stored[fact]
 
     def _day_of(self, fact: Known) -> date:
-        told_here = self.all_of_today or fact in self.told_there
-        return self.today if told_here else self.days.setdefault(fact, draw_day(self.rng))
+        if self.all_of_today or fact in self.told_there:
+            return self.today
+        return self.days.setdefault(fact, draw_day(self.rng))
 
     def change(self, old: Known, new: Known) -> None:
         """The memory holds another fact instead."""
