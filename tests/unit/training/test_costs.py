@@ -21,7 +21,8 @@ from agemem_training.costs import (  # noqa: E402  as above
 )
 
 MEGABYTE = 2**20
-HOLDING = f"block = bytearray(b'1' * {200 * MEGABYTE}); print('held', flush=True); input()"
+# Not bytearray(b"1" * ...), which holds both for a moment, and the watch may look just then.
+HOLDING = f"block = b'1' * {200 * MEGABYTE}; print('held', flush=True); input()"
 WATCHING = f"""
 import subprocess, sys
 from agemem_training.costs import held_memory, watched_memory
