@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, TypeAlias
 from agemem_mcp.adapters.embedding import VectorCache
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from agemem_mcp.domain.memory import VectorD
 
 Vectors: TypeAlias = "dict[bytes, VectorD]"
@@ -50,11 +48,12 @@ class NotingCache(VectorCache):
 
 @dataclass(slots=True)
 class VectorBoard:
-    """What was embedded anywhere; each reader is told once what others have put up."""
+    """What was embedded anywhere; each reader is told once what others have put up.
 
-    _notes: list[tuple[int, Mapping[bytes, VectorD]]] = field(
-        default_factory=list["tuple[int, Mapping[bytes, VectorD]]"]
-    )
+    It forgets nothing: a run's held-out stories are as many before as after.
+    """
+
+    _notes: list[tuple[int, Vectors]] = field(default_factory=list["tuple[int, Vectors]"])
     _read: list[int] = field(default_factory=list[int])
     """How many notes each reader has seen."""
 
