@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 pytest.importorskip("torch", reason="training needs torch: `pip install 'agemem-mcp[train]'`")
 
-from agemem_policies.policy import Completion
+from tests.unit.training.always import Always
+
 from agemem_policies.protocol import Call, Turn, render
 from decisions import decisions
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from agemem_training.sampling import Asked
-
 DUE = {"Add_memory", "Update_memory", "Delete_memory", "answer", "unknown"}
-
-
-class Always:
-    """A sampler that writes the same turn, whatever is asked."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def sample(self, asked: Sequence[Asked]) -> list[Completion]:
-        return [Completion(self._text) for _ in asked]
-
-    def forget(self) -> None:
-        """Nothing is kept."""
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.training.always import Always
 from tests.unit.training.untrained import SYSTEM, chatty_model, mini_tokenizer, wordy_model
 
-from agemem_policies.policy import Completion
 from agemem_policies.protocol import Call, Turn, parse, render
 from agemem_training.mini.drills import drill
 from agemem_training.mini.skills import SKILLS, SkillResult, _skills_of, measure_skills
 from agemem_training.sampling import TurnSampler
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from agemem_training.sampling import Asked
 
 
 def test_drills_of_the_measure_ask_for_every_skill() -> None:
@@ -70,19 +64,6 @@ def test_a_policy_that_was_never_trained_has_no_skill(make: type) -> None:
     assert all(one.right == 0 for one in results)
     assert measure_skills(sampler, system=SYSTEM, drills=120) == results
     assert not sampler._kept
-
-
-class Always:
-    """A sampler that writes the same turn, whatever is asked."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def sample(self, asked: Sequence[Asked]) -> list[Completion]:
-        return [Completion(self._text) for _ in asked]
-
-    def forget(self) -> None:
-        """Nothing is kept."""
 
 
 def test_another_decision_counts_for_no_skill_and_what_cannot_be_read_is_wrong() -> None:
