@@ -55,7 +55,7 @@ class Habits:
 
 
 EXPERT = Habits()
-NOISY = Habits(adds=0.85, updates=0.9, deletes=0.75, clears=0.6, full=0.5, retrieves=0.8, second=0.7, junk=0.1)
+NOISY = Habits(adds=0.85, deletes=0.75, clears=0.6, full=0.5, retrieves=0.8, second=0.7, junk=0.1)
 
 
 class Demonstrator:
