@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -125,8 +126,11 @@ def _prepared(model: Any, config: ModelConfig) -> Any:  # noqa: ANN401  as above
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, adapter)
-    except ValueError as error:  # it has none of the layers
+        with warnings.catch_warnings():
+            # Where a model can have experts, peft takes the targets of an MLP for theirs: dense layers would get none.
+            warnings.filterwarnings("error", message=".* no (module|parameter) was matched", category=RuntimeWarning)
+            return get_peft_model(model, adapter)
+    except (ValueError, RuntimeWarning) as error:  # it has none of the layers, or not all
         msg = f"{config.path!r} takes no LoRA adapter: {first_line(error)} Check model.lora_targets."
         raise ConfigurationError(msg) from error
 

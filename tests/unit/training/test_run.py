@@ -169,9 +169,14 @@ def test_a_resume_with_another_configuration_shows_the_difference_and_wants_forc
 def test_a_resume_with_weights_of_another_shape_is_refused(whole: Path, tiny_start: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    other = changed(tiny_run(tiny_start), model={"lora_rank": 2}, grpo={"iterations": 5})
+    other = changed(tiny_run(tiny_start), model={"lora_rank": 2, "lora_targets": ("q_proj",)}, grpo={"iterations": 5})
     with pytest.raises(ConfigurationError, match="another model"):
         run(other, out, resume=True, force=True)
+
+
+def test_layers_that_an_adapter_would_leave_out_are_named(tiny_start: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"no LoRA adapter: target_parameters=.*Check model\.lora_targets"):
+        run(changed(tiny_run(tiny_start), model={"lora_rank": 2}), tmp_path / "run")
 
 
 def test_a_second_run_in_a_folder_is_refused_before_anything_is_done(whole: Path, tiny_start: Path) -> None:
