@@ -19,11 +19,12 @@ _POSITIONS = 4096
 def build_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:  # noqa: ANN401  transformers' classes have no common type
     """A model with random weights.
 
-    An AFMoE all of whose layers are dense. Like a SmolLM3 it has layers without positions (NoPE), which find what to copy
-    by what stands around it, however far away; its normalised queries and keys, its norms before and after each part
-    and its gated attention together learn copying and decisions far sooner (`LOG.md`). It gives positions to the layers that it calls sliding; the window here is as
-    long as the context, so that they see all of it. And transformers takes the tokenizer that lies beside such a
-    checkpoint, while to one that calls itself a Qwen2 it gives that family's.
+    An AFMoE all of whose layers are dense. Like a SmolLM3 it has layers without positions (NoPE), which find what to
+    copy by what stands around it, however far away; its normalised queries and keys, its norms before and after each
+    part and its gated attention together learn copying and decisions far sooner (`LOG.md`). It gives positions to the
+    layers that it calls sliding; the window here is as long as the context, so that they see all of it. And
+    transformers takes the tokenizer that lies beside such a checkpoint, while to one that calls itself a Qwen2 it gives
+    that family's.
 
     Args:
         config: its size.
@@ -39,7 +40,7 @@ def build_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:  # no
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
         head_dim=config.hidden_size // config.heads,
-        # less than the usual 2 and more: the gates of attention have as many weights again, and a start stays below 4 MB
+        # Narrow, to pay for the weights of attention's gates: a start stays below 4 MB.
         intermediate_size=5 * config.hidden_size // 3,
         layer_types=[
             "sliding_attention" if layer < config.rope_layers else "full_attention" for layer in range(config.layers)
