@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from agemem_training.reporting.metrics import Evaluation, Metrics
 
 LEVELS = ("L1", "L2", "L3")
-_SUPERVISED_STEPS = 3500
+_SUPERVISED_STEPS = 3600
 _L3 = {"sources": ("synthetic:L3",), "weights": None}
 _NO_CONTEXT_TOOLS = {"overflow": "truncate_oldest"}
 """Who cannot make room is shown the newest of a context: else every long story would end there."""

@@ -22,9 +22,9 @@ def build_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:  # no
     An AFMoE all of whose layers are dense. Like a SmolLM3 it has layers without positions (NoPE), which find what to
     copy by what stands around it, however far away; its normalised queries and keys, its norms before and after each
     part and its gated attention together learn copying and decisions far sooner (`LOG.md`). It gives positions to the
-    layers that it calls sliding; the window here is as long as the context, so that they see all of it. And
-    transformers takes the tokenizer that lies beside such a checkpoint, while to one that calls itself a Qwen2 it gives
-    that family's.
+    layers that it calls sliding; the window here is twice as long as the context, so that they see all of it, what
+    pads a batch counted too. And transformers takes the tokenizer that lies beside such a checkpoint, while to one that
+    calls itself a Qwen2 it gives that family's.
 
     Args:
         config: its size.
@@ -45,7 +45,7 @@ def build_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:  # no
         layer_types=[
             "sliding_attention" if layer < config.rope_layers else "full_attention" for layer in range(config.layers)
         ],
-        sliding_window=_POSITIONS,
+        sliding_window=2 * _POSITIONS,
         max_position_embeddings=_POSITIONS,
         tie_word_embeddings=True,
         mup_enabled=True,
