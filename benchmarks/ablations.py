@@ -69,6 +69,8 @@ VARIANTS = {
         {"environment": {"kit": "no_memory", **_NO_CONTEXT_TOOLS}, "grpo": {"iterations": 0}, "tasks": _L3},
     ),
 }
+SAME_STORIES = ("paper", "answer", "supervised", "ltm")
+"""What the strict reward is compared with, story by story: the runs of the same seed that were measured at every level."""
 LADDER = (
     ("no memory", "no-memory", BEFORE),
     ("LTM tools", "ltm", BEFORE),
@@ -124,12 +126,14 @@ def _configured(variant: Variant, wanted: argparse.Namespace) -> RunConfig:
 
 
 def _told(found: Mapping[str, Metrics]) -> str:
-    """Task success of every run at every level, then the ladder at L3."""
+    """Task success of every run at every level, how much more the strict reward reaches, and the ladder at L3."""
     success = [
         [VARIANTS[name].what, *(cell for level in LEVELS for cell in _cells(metrics, level))]
         for name, metrics in found.items()
     ]
     header = ["run", *(one for level in LEVELS for one in (level, "difference to its start"))]
+    lead = [[VARIANTS[name].what, *_lead(found, name)] for name in SAME_STORIES if {name, "strict"} <= found.keys()]
+    ahead = ["strict reward, less", *(f"{level}, {what}" for level in LEVELS for what in ("success", "strict total"))]
     rungs: list[list[str]] = []
     for rung, name, when in LADDER:
         one = _evaluation(found[name], when, "L3") if name in found else None
@@ -137,17 +141,31 @@ def _told(found: Mapping[str, Metrics]) -> str:
             strict = one.episodes.mean("strict/total")
             rungs.append([rung, with_interval(interval_of(one.episodes)), f"{strict:.3f}", _calls(one)])
     ladder = table(["at L3", "task success", "strict total", "calls in an episode"], rungs)
-    return f"{table(header, success)}\n\n{ladder}\n\n{LEGEND}\n"
+    return "\n\n".join([table(header, success), *([table(ahead, lead)] if lead else []), ladder, LEGEND]) + "\n"
 
 
 def _cells(metrics: Metrics, level: str) -> tuple[str, str]:
     """Task success at the end, and how it differs from what it was before reinforcement learning."""
-    before, after = (_evaluation(metrics, when, level) for when in (BEFORE, AFTER))
-    last = after or before
+    before, after, last = _evaluation(metrics, BEFORE, level), _evaluation(metrics, AFTER, level), _last(metrics, level)
     if last is None:
         return MISSING, MISSING
     difference = signed(compare(before, after)["success"]) if before and after else MISSING
     return with_interval(interval_of(last.episodes)), difference
+
+
+def _lead(found: Mapping[str, Metrics], name: str) -> list[str]:
+    """What the strict reward has reached in the end, at each level, less what this run has."""
+    cells: list[str] = []
+    for level in LEVELS:
+        other, strict = _last(found[name], level), _last(found["strict"], level)
+        differences = compare(other, strict) if other and strict else None
+        cells += [signed(differences[one]) if differences else MISSING for one in ("success", "strict/total")]
+    return cells
+
+
+def _last(metrics: Metrics, level: str) -> Evaluation | None:
+    """The end of a run, also of one without reinforcement learning."""
+    return _evaluation(metrics, AFTER, level) or _evaluation(metrics, BEFORE, level)
 
 
 def _evaluation(metrics: Metrics, name: str, level: str) -> Evaluation | None:

@@ -44,6 +44,16 @@ def test_the_table_tells_of_each_run_its_success_and_what_it_gained() -> None:
     assert rungs == [rung for rung, run, _ in LADDER if run == "strict"]
 
 
+def test_the_strict_reward_is_compared_story_by_story_with_the_other_runs_of_its_seed() -> None:
+    told = _told({"strict": metrics(), "strict-1": metrics(), "supervised": metrics()})
+    _, lead, _, _ = told.split("\n\n")
+    (row,) = lead.splitlines()[2:]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[0] == VARIANTS["supervised"].what
+    assert all(cell.startswith("0.000 [") for cell in cells[1:] if cell != "—")
+    assert any(cell != "—" for cell in cells[1:])
+
+
 def test_runs_are_drawn_in_their_own_colours() -> None:
     figure = _figure({"strict": metrics(), "paper": metrics()})
     colours = {line.get_color() for line in figure.axes[0].get_lines()}
