@@ -5,7 +5,8 @@
 2. A new context; long-term memory stays. Distractors come, one after the other.
 3. In the same context the query comes, and the policy answers it with what it finds.
 
-An episode is used once. Whatever goes wrong in it is data: it ends with a stop reason and keeps what was done.
+An episode is used once. Whatever its policy does wrong is data: it ends with a stop reason and keeps what was done.
+Where the policy gives no turn at all, or the memory server fails, there is no episode.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from agemem_training.record import CONSTRUCTION, DISTRACTION, REASONING, Episode
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from agemem_mcp.errors import AgeMemError
     from agemem_policies.memory import MemoryTools
     from agemem_policies.policy import Policy
     from agemem_training.tasks.task import Task
@@ -79,6 +81,8 @@ class _Stages:
     episode: Episode
     context: SessionContext
     rounds_left: dict[int, int] = field(default_factory=dict[int, int])
+    error: AgeMemError | None = None
+    """Of the policy or the memory server."""
 
     async def say(self, stage: int, message: str) -> bool:
         """Have the policy work on a message; tells whether it was answered, else the episode is over."""
@@ -95,6 +99,7 @@ class _Stages:
         self.episode.steps += [replace(step, index=first + number) for number, step in enumerate(ran.steps)]
         self.episode.sessions[stage] = ran.session_id
         self.episode.stop_reason = ran.stop_reason
+        self.error = ran.error
         if stage == REASONING:
             self.episode.answer = ran.answer
         return ran.stop_reason is StopReason.ANSWER
@@ -116,6 +121,7 @@ async def run_episode(  # noqa: PLR0913  what an episode is made of
     Raises:
         StoreError: the memory server cannot be reached.
         InvalidOperation: it refused a message of the task.
+        AgeMemError: the policy or the memory server failed; what the episode was until then is of no use.
     """
     began = time.perf_counter()
     async with world.tools(namespace) as tools:
@@ -128,6 +134,9 @@ async def run_episode(  # noqa: PLR0913  what an episode is made of
         episode.context = tuple(stages.context.messages)
         episode.context_tokens = stages.context.tokens
         episode.budget_tokens = stages.context.budget_tokens
+    if stages.error is not None:
+        # A reward would make the policy answer for what went wrong elsewhere.
+        raise stages.error
     episode.events = await world.events(namespace)
     policy_s = sum(step.policy_s for step in episode.steps)
     episode.environment_s = time.perf_counter() - began - policy_s

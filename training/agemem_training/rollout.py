@@ -73,8 +73,7 @@ async def roll_out(  # noqa: PLR0913  what rollouts are made of
         name: begins each namespace.
 
     Raises:
-        ExceptionGroup: of AgeMemErrors; a memory server failed, and the other episodes were given up. Where the
-            sampler fails, the episodes that wait for it end with ``StopReason.PROVIDER_ERROR``.
+        ExceptionGroup: of AgeMemErrors; the memory server or the sampler failed, and the other episodes were given up.
     """
     began = time.perf_counter()
     jobs = [task for task in tasks for _ in range(per_task)]

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
-from agemem_mcp.errors import ConfigurationError
+from agemem_mcp.errors import AgeMemError, ConfigurationError
 from agemem_training.checkpoints import CONFIG, RunFolder, RunState, load_checkpoint_state, load_weights, replaced
 from agemem_training.config import SHIPPED, as_toml, differences, load_config
 from agemem_training.costs import threads_of, watched_memory
@@ -28,7 +28,6 @@ from agemem_training.held_out import HeldOut
 from agemem_training.journal import Journal, Part
 from agemem_training.learner import Learner
 from agemem_training.loading import Trainable, load_trainable, own_device, save_merged, shipped_warm_start
-from agemem_training.loss import NotFinite
 from agemem_training.processes import OtherEnded, is_first, is_launched, joined_by
 from agemem_training.progress import Progress
 from agemem_training.reporting.metrics import MetricsFile
@@ -37,7 +36,7 @@ from agemem_training.reporting.report import write_report
 from agemem_training.reporting.results import AFTER, BEFORE, DURING, Results, Run, installed_versions
 from agemem_training.settings_of import judge_of, manner_of, rules_of, world_of
 from agemem_training.starting import SKILLS_FILE, WarmStart, read_gates
-from agemem_training.stopping import Interrupted, interrupts, single_errors
+from agemem_training.stopping import Interrupted, full_disks, interrupts, single_errors
 from agemem_training.tasks.choosing import open_source, parse_source
 from agemem_training.tasks.source import Split
 from agemem_training.trainer import Draws, Setting, Share, Trainer
@@ -87,7 +86,7 @@ def train(config: RunConfig, wishes: Wishes, progress: Progress, show: Callable[
     """
     run = TrainingRun(config, wishes, progress, show)
     try:
-        with single_errors():
+        with full_disks(run.folder.what_is_kept), single_errors():
             asyncio.run(run.run())
     except KeyboardInterrupt:
         raise Interrupted(run.how_to_go_on()) from None
@@ -297,10 +296,11 @@ class TrainingRun:
 
     async def _iterated(self, trainer: Trainer, state: RunState) -> Iterated:
         try:
-            return await trainer.iterate(state)
-        except NotFinite as error:
-            msg = f"{error} {self.folder.what_is_kept()}"
-            raise NotFinite(msg) from error
+            with single_errors():
+                return await trainer.iterate(state)
+        except AgeMemError as error:
+            error.args = (f"{error} {self.folder.what_is_kept()}",)
+            raise
 
     def _restored(self, learner: Learner) -> RunState:
         """Put weights and optimizer back to where the newest checkpoint left them."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
@@ -15,6 +16,9 @@ from agemem_policies.local.checkpoint import is_out_of_memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from types import FrameType
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Interrupted(AgeMemError):  # noqa: N818  the tree's names follow the HTTP vocabulary
@@ -64,6 +68,26 @@ def single_errors() -> Generator[None]:
         if expected is None:
             raise
         raise expected from group
+
+
+@contextmanager
+def full_disks(kept: Callable[[], str]) -> Generator[None]:
+    """Where a disk is full, say so, and what is kept.
+
+    Args:
+        kept: tells what a run can go on from.
+
+    Raises:
+        ConfigurationError: a file could not be written for want of room.
+    """
+    try:
+        yield
+    except Exception as error:
+        # tokenizers and safetensors have no class for it.
+        if getattr(error, "errno", None) not in _NO_ROOM and f"(os error {errno.ENOSPC})" not in str(error):
+            raise
+        msg = f"There is no more room on the disk ({error}). {kept()} Make room first."
+        raise ConfigurationError(msg) from error
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

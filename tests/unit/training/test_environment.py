@@ -188,7 +188,7 @@ async def test_the_rounds_of_a_stage_are_counted_over_its_messages(world: InProc
     assert (episode.stop_reason, [step.stage for step in episode.steps]) == (StopReason.ANSWER, [1] * 5 + [2, 2, 3])
 
 
-async def test_a_policy_that_fails_leaves_what_was_done(world: InProcessWorld) -> None:
+async def test_a_policy_that_fails_is_no_episode(world: InProcessWorld) -> None:
     class Failing(ScriptedPolicy):
         async def act(self, prompt: Prompt, on_text: OnText | None = None) -> Completion:
             if len(self.seen) == 3:
@@ -196,10 +196,8 @@ async def test_a_policy_that_fails_leaves_what_was_done(world: InProcessWorld) -
                 raise ProviderError(msg)
             return await super().act(prompt, on_text)
 
-    episode = await run_episode(MOVES, Failing(SOLVED), world, RULES, namespace="one")
-    assert (episode.stop_reason, episode.answer, len(episode.steps)) == (StopReason.PROVIDER_ERROR, None, 3)
-    assert [event.record.content for event in episode.events][-1] == "Maya lives in Rome."
-    assert episode.context
+    with pytest.raises(ProviderError, match=r"^The model is gone\.$"):
+        await run_episode(MOVES, Failing(SOLVED), world, RULES, namespace="one")
 
 
 async def test_nobody_sees_the_memories_of_another_trajectory(world: InProcessWorld) -> None:

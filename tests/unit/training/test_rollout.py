@@ -215,19 +215,18 @@ def breaking(model: Any, fails_at: int, error: Exception) -> Breaking:
 @pytest.mark.parametrize(
     "error", [ProviderError("Memory ran out."), RuntimeError("Memory ran out.")], ids=["expected", "unexpected"]
 )
-async def test_where_the_sampler_fails_those_who_wait_end_with_its_error_and_the_others_go_on(
+async def test_a_sampler_that_fails_ends_all_episodes_and_none_is_kept(
     model: Any, settings: WorldSettings, error: Exception
 ) -> None:
     sampler = breaking(model, 2, error)
     async with asyncio.timeout(60), in_process(settings, seed=3) as world:
-        done = await roll_out(TASKS, sampler, world, RULES, per_task=2, cohorts=2)
-    failed = set(sampler.batches[2])
-    for number, episode in enumerate(done.episodes):
-        assert (episode.stop_reason is StopReason.PROVIDER_ERROR) == (number in failed)
-    assert 0 < len(failed) < len(done.episodes)
-    assert not any(failed & set(batch) for batch in sampler.batches[3:])
-    # What was done before that is kept.
-    assert all(done.episodes[number].steps for number in failed)
+        with pytest.raises(ExceptionGroup) as caught:
+            await roll_out(TASKS, sampler, world, RULES, per_task=2, cohorts=2)
+        # Of the other cohort at most the batch that was under way.
+        assert len(sampler.batches) <= 4
+        again = await roll_out(TASKS, sampler, world, RULES, per_task=2, cohorts=2, name="again")
+    assert caught.group_contains(ProviderError, match=r"Memory ran out\.")
+    assert len(again.episodes) == 8
 
 
 async def test_a_cohort_is_sampled_together_and_those_that_have_ended_are_not_waited_for(
