@@ -7,6 +7,7 @@
     OUT/start/                       the policy before reinforcement learning, which is the reference as well
     OUT/checkpoints/iteration-00010/ weights, optimizer and state; the newest two are kept
     OUT/best/                        the weights of the best evaluation, where ``grpo.patience`` is set
+    OUT/adapter/                     the newest adapter, where ``grpo.rollout_url`` is set: the server reads it
     OUT/…                            at the end the policy itself (config.json, model.safetensors, tokenizer), reports
 
 Whatever is loaded again is written beside its place and then renamed, so that a full disk or a kill leaves what was
@@ -86,6 +87,11 @@ class RunFolder:
     def best(self) -> Path:
         """The weights of the best evaluation."""
         return self.path / "best"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter that a rollout server reads."""
+        return self.path / "adapter"
 
     def make(self, config: str) -> None:
         """Make the folder, with the run's configuration in it.

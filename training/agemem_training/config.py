@@ -172,6 +172,12 @@ class GrpoConfig(_Frozen):
     temperature: float = Field(default=1.0, gt=0)
     turn_tokens: int = Field(default=2048, ge=1, description="Of one turn, at most.")
     micro_batch_tokens: int = Field(default=8192, ge=64)
+    rollout_url: str | None = Field(
+        default=None,
+        description="A vLLM server that samples the rollouts of a run with a LoRA adapter, such as "
+        "http://127.0.0.1:8001/v1; its key is VLLM_API_KEY. None: they are sampled in this process.",
+    )
+    rollout_model: str | None = Field(default=None, description="The name under which it serves the model.")
     resample: int = Field(default=0, ge=0, description="Times that a group without variance is drawn anew.")
     patience: int | None = Field(
         default=None,
@@ -179,6 +185,13 @@ class GrpoConfig(_Frozen):
         description="Evaluations without a better one, then it stops. The run then ends with the weights of its best "
         "evaluation; without patience with its last ones.",
     )
+
+    @model_validator(mode="after")
+    def _server(self) -> Self:
+        if (self.rollout_url is None) != (self.rollout_model is None):
+            msg = "rollout_url and rollout_model are given together"
+            raise ValueError(msg)
+        return self
 
 
 class EvaluationConfig(_Frozen):
@@ -212,6 +225,13 @@ class RunConfig(_Frozen):
     warm_start: WarmStartConfig | None = None
     grpo: GrpoConfig = GrpoConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _an_adapter_for_the_server(self) -> Self:
+        if self.grpo.rollout_url is not None and self.model.lora_rank is None:
+            msg = "grpo.rollout_url needs model.lora_rank: new weights reach a server as a LoRA adapter"
+            raise ValueError(msg)
+        return self
 
 
 def preset_names() -> list[str]:

@@ -3,7 +3,7 @@
 Episodes go in cohorts. Those of a cohort take their turns together: once each of them waits for its policy, one batch
 is sampled for all. So what a batch holds does not depend on how fast anything was, and the same seed gives the same
 trajectories, bit by bit on one machine. While one cohort's batch is sampled in a thread, the memory server works for
-the other.
+the other. A server that samples makes its own batches, and its episodes do not wait for each other.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,15 +19,15 @@ import numpy as np
 
 from agemem_mcp.errors import AgeMemError, ProviderError
 from agemem_training.environment import run_episode
-from agemem_training.sampling import Asked
+from agemem_training.sampling import Asked, TurnSampler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from agemem_policies.policy import Completion, OnText, Prompt
+    from agemem_training.engines import ServerSampler
     from agemem_training.environment import Rules
     from agemem_training.record import Episode
-    from agemem_training.sampling import TurnSampler
     from agemem_training.tasks.task import Task
     from agemem_training.worlds import World
 
@@ -51,7 +52,7 @@ class Rollouts:
 
 async def roll_out(  # noqa: PLR0913  what rollouts are made of
     tasks: Sequence[Task],
-    sampler: TurnSampler,
+    sampler: TurnSampler | ServerSampler,
     world: World,
     rules: Rules,
     *,
@@ -64,12 +65,12 @@ async def roll_out(  # noqa: PLR0913  what rollouts are made of
 
     Args:
         tasks: what they are about.
-        sampler: writes the turns.
+        sampler: writes the turns; a server's weights are renewed before.
         world: a memory in which no namespace of this ``name`` was used before.
         rules: of the episodes.
         per_task: K, how many trajectories each task gets.
         seed: of what is sampled.
-        cohorts: how many groups of episodes take turns in sampling.
+        cohorts: how many groups of episodes take turns in sampling; a server makes groups of its own.
         name: begins each namespace.
 
     Raises:
@@ -78,21 +79,17 @@ async def roll_out(  # noqa: PLR0913  what rollouts are made of
     began = time.perf_counter()
     jobs = [task for task in tasks for _ in range(per_task)]
     before = sampler.work.seconds, sampler.work.read_tokens, sampler.work.written_tokens
-    sampler.forget()
-    with ThreadPoolExecutor(1, thread_name_prefix="sampling") as thread:
-        groups = [Cohort(sampler, thread) for _ in range(min(cohorts, len(jobs)))]
-        members = [groups[number * len(groups) // len(jobs)].join(number, seed) for number in range(len(jobs))]
+    with _seats(sampler, len(jobs), seed, cohorts) as seats:
 
         async def live(number: int) -> Episode:
             try:
                 namespace = f"{name}-{number}"
-                return await run_episode(jobs[number], members[number], world, rules, namespace=namespace, seed=seed)
+                return await run_episode(jobs[number], seats[number], world, rules, namespace=namespace, seed=seed)
             finally:
-                members[number].leave()
+                seats[number].leave()
 
         async with asyncio.TaskGroup() as episodes:
             running = [episodes.create_task(live(number)) for number in range(len(jobs))]
-    sampler.forget()
     work = sampler.work
     return Rollouts(
         [one.result() for one in running],
@@ -101,6 +98,21 @@ async def roll_out(  # noqa: PLR0913  what rollouts are made of
         work.read_tokens - before[1],
         work.written_tokens - before[2],
     )
+
+
+@contextmanager
+def _seats(
+    sampler: TurnSampler | ServerSampler, count: int, seed: int, cohorts: int
+) -> Generator[Sequence[Member | ServerSampler]]:
+    """The policies of so many episodes."""
+    if not isinstance(sampler, TurnSampler):
+        yield [sampler] * count
+        return
+    sampler.forget()
+    with ThreadPoolExecutor(1, thread_name_prefix="sampling") as thread:
+        groups = [Cohort(sampler, thread) for _ in range(min(cohorts, count))]
+        yield [groups[number * len(groups) // count].join(number, seed) for number in range(count)]
+    sampler.forget()
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ from agemem_mcp.errors import AgeMemError, ConfigurationError
 from agemem_training.checkpoints import CONFIG, RunFolder, RunState, load_checkpoint_state, load_weights, replaced
 from agemem_training.config import SHIPPED, as_toml, differences, load_config
 from agemem_training.costs import threads_of, watched_memory
+from agemem_training.engines import check_server, server_sampler
 from agemem_training.held_out import HeldOut
 from agemem_training.journal import Journal, Part
 from agemem_training.learner import Learner
@@ -216,7 +217,9 @@ class TrainingRun:
             raise ConfigurationError(msg)
         newest = folder.newest()
         self._journal.begin(0 if newest is None else load_checkpoint_state(newest)[0].iteration)
-        await self._held_out.measure(self._loaded_start(own_device(), adapter=False), BEFORE, 0, saved=folder.start)
+        start = self._loaded_start(own_device(), adapter=False)
+        await check_server(self.config, start, folder.adapter)
+        await self._held_out.measure(start, BEFORE, 0, saved=folder.start)
 
     def _check_resumed(self) -> None:
         before = load_config(self.folder.path / CONFIG)
@@ -315,7 +318,8 @@ class TrainingRun:
 
     def _trainer(self, accelerator: Accelerator, learner: Learner, trainable: Trainable, state: RunState) -> Trainer:
         world = world_of(self.config, self.folder.start, self._vectors)
-        setting = Setting(rules_of(self.config), world, judge_of(self.config))
+        server = server_sampler(self.config, trainable, self.folder.adapter)
+        setting = Setting(rules_of(self.config), world, judge_of(self.config), server)
         weights = self.config.tasks.weights or (1.0,) * len(self._sources)
         draws = Draws(list(self._sources.values()), weights, self.config.seed, list(state.drawn))
         share = Share(

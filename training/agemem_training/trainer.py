@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from agemem_training.checkpoints import RunState
     from agemem_training.config import RunConfig
+    from agemem_training.engines import ServerSampler
     from agemem_training.environment import Rules
     from agemem_training.judges import AnswerJudge
     from agemem_training.learner import Learner, Updated
@@ -48,6 +49,8 @@ class Setting:
     world: WorldSettings
     judge: AnswerJudge | None = None
     """Grades answers; None for words alone."""
+    server: ServerSampler | None = None
+    """Samples rollouts; None for this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ class Trainer:
         self._setting = setting
         self._draws = draws
         self._share = share or Share()
-        self._sampler = TurnSampler(
+        self._sampler = setting.server or TurnSampler(
             learner.model,
             trainable.tokenizer,
             trainable.eos_ids,
@@ -156,8 +159,10 @@ class Trainer:
         self._stack = AsyncExitStack()
 
     async def close(self) -> None:
-        """Let go of the memory."""
+        """Let go of the memory, and of the server."""
         await self._stack.aclose()
+        if self._setting.server is not None:
+            await self._setting.server.close()
         self._world = None
 
     async def iterate(self, state: RunState) -> Iterated:
@@ -170,6 +175,8 @@ class Trainer:
         config = self._config.grpo
         tasks = self._draws.draw(config.tasks, iteration=iteration)
         mine = self._share.of(tasks)
+        if self._setting.server is not None:
+            await self._setting.server.renew(self._learner.model)
         rollouts, rewards, reward_s, resampled = await self._rolled_out(mine, iteration)
         # Rollouts leave many free pieces of memory, into which what an update needs does not fit, and the reverse.
         return_memory()

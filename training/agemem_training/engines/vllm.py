@@ -101,8 +101,8 @@ class VLLMPolicy:
         self._asked: Counter[bytes] = Counter()
         self._patience = patience or Patience()
         self._connection = Connection(endpoint, self._patience, client)
-        self._adapter: str | None = None
-        """The adapter that turns are sampled from; None for the model itself."""
+        self.adapter: str | None = None
+        """The name of the adapter that turns are sampled from; None for the model itself."""
 
     @property
     def name(self) -> str:
@@ -142,7 +142,7 @@ class VLLMPolicy:
             on_text(completion.text)
         return completion
 
-    async def load_adapter(self, folder: Path) -> None:
+    async def load_adapter(self, folder: Path) -> str:
         """Sample from a LoRA adapter from now on, and let the server forget the one before.
 
         Each adapter gets a name of its own: vLLM keeps what it has computed of a prompt by the adapter's name, so under
@@ -150,6 +150,9 @@ class VLLMPolicy:
 
         Args:
             folder: as peft's ``save_pretrained`` writes it.
+
+        Returns:
+            Its name, which is :attr:`adapter` from now on: who asks the same server elsewhere sets it there.
 
         Raises:
             RolloutServerError: the server takes no adapters.
@@ -167,9 +170,11 @@ class VLLMPolicy:
             await self._command(base, "/load_lora_adapter", {"lora_name": name, "lora_path": path}, needed)
             return name
 
-        before, self._adapter = self._adapter, await self._patiently(load)
+        before, name = self.adapter, await self._patiently(load)
+        self.adapter = name
         if before is not None:
             await self._patiently(lambda: self._command(base, "/unload_lora_adapter", {"lora_name": before}, needed))
+        return name
 
     async def reload_weights(self) -> None:
         """Let the server read its model's weights anew from the folder that it was started with.
@@ -199,7 +204,7 @@ class VLLMPolicy:
 
     def _body(self, ids: list[int]) -> dict[str, Any]:
         return {
-            "model": self._adapter or self._endpoint.model,
+            "model": self.adapter or self._endpoint.model,
             "prompt": ids,
             "max_tokens": self._room(len(ids)),
             "temperature": self._temperature,
