@@ -86,7 +86,7 @@ def adapter_run(start: Path, url: str) -> RunConfig:
     )
 
 
-def run(config: RunConfig, out: Path, *, resume: bool = False) -> list[Iteration]:
+def run(config: RunConfig, out: Path, *, resume: bool = False) -> tuple[Iteration, ...]:
     with Progress(silent=True) as progress:
         train(config, Wishes(out, "agemem-mcp train", resume=resume), progress, lambda _: None)
     return MetricsFile(out / "metrics.jsonl").read().of_phase("grpo")
