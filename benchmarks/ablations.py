@@ -70,7 +70,7 @@ VARIANTS = {
     ),
 }
 SAME_STORIES = ("paper", "answer", "supervised", "ltm")
-"""What the strict reward is compared with, story by story: the runs of the same seed that were measured at every level."""
+"""What the strict reward is compared with, story by story: runs of the same seed, measured at every level."""
 LADDER = (
     ("no memory", "no-memory", BEFORE),
     ("LTM tools", "ltm", BEFORE),
