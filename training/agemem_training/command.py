@@ -75,6 +75,7 @@ def train(
     start_logging(load_settings().log_level)
     _check_combination(out=out, resume=resume, evaluate=evaluate)
     if evaluate is not None:
+        _check_measuring(model=model, iterations=iterations, force=force)
         chosen = _of_checkpoint(evaluate, preset, config)
     elif resume is not None and preset is None and config is None:
         chosen = _of_run(resume)
@@ -101,6 +102,18 @@ def _check_combination(*, out: Path | None, resume: Path | None, evaluate: Path 
         raise InvalidOperation(msg)
     if evaluate is not None and out is not None:
         msg = "--evaluate writes no folder: give it without --out."
+        raise InvalidOperation(msg)
+
+
+def _check_measuring(*, model: str | None, iterations: int | None, force: bool) -> None:
+    """Refuse what a measurement would not heed: who gave it expects something else to be measured."""
+    given = {"--model": model is not None, "--iterations": iterations is not None, "--force": force}
+    unheeded = [option for option, is_given in given.items() if is_given]
+    if unheeded:
+        msg = (
+            f"--evaluate measures the policy in its folder as it is and trains nothing: give it without "
+            f"{' and '.join(unheeded)}."
+        )
         raise InvalidOperation(msg)
 
 
@@ -183,11 +196,17 @@ def _of_checkpoint(checkpoint: Path, preset: str | None, config: Path | None) ->
     if not checkpoint.is_dir():
         msg = f"There is no checkpoint {checkpoint}: --evaluate takes the folder of one."
         raise ConfigurationError(msg)
-    if preset is None and config is None:
-        for folder in (checkpoint, checkpoint.resolve().parent):  # OUT itself, or OUT/start
-            if (folder / "config.toml").is_file():
-                return load_config(folder / "config.toml")
-    return _chosen(preset, config, None)
+    if preset is not None or config is not None:
+        return _chosen(preset, config, None)
+    for folder in (checkpoint, checkpoint.resolve().parent):  # OUT itself, or OUT/start
+        if (folder / "config.toml").is_file():
+            return load_config(folder / "config.toml")
+    # Under another prompt, budget or length of turns than its own a policy fails, and nobody would know why.
+    msg = (
+        f"Nothing says how the policy in {checkpoint} was trained: neither it nor the folder above has a config.toml. "
+        "Name its tasks, server, prompt and turns with --preset NAME or --config FILE."
+    )
+    raise ConfigurationError(msg)
 
 
 def _with_options(

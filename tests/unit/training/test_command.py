@@ -113,6 +113,9 @@ def test_of_a_model_with_an_adapter_the_adapter_alone_is_trained(tmp_path: Path)
         (["--resume", "a", "--out", "b"], "--resume goes on in its own folder"),
         (["--evaluate", "absent"], "There is no checkpoint absent"),
         (["--evaluate", "a", "--out", "b"], "--evaluate writes no folder"),
+        (["--evaluate", "a", "--model", "b"], "--evaluate measures the policy in its folder as it is and trains"),
+        (["--evaluate", "a", "--iterations", "0"], "nothing: give it without --iterations."),
+        (["--evaluate", "a", "--force", "--model", "b"], "nothing: give it without --model and --force."),
         (["--tasks", "hotpotqa:absent.json", "--model", "absent"], "absent.json cannot be read"),
         (["--tasks", "stories", "--preset", "smoke"], "'stories' names no source of tasks"),
         (["--tasks", "synthetic:L1", "--model", "someone/model"], "The model 'someone/model' cannot be loaded"),
@@ -151,6 +154,20 @@ def test_a_run_and_a_measurement_of_what_it_left(tiny_start: Path, tmp_path: Pat
         "tasks": "synthetic:L1", "greedy": False, "seed": 0, "n": 2,
     }  # fmt: skip
     assert measured["figures"]["steps"] > 0
+
+
+def test_a_checkpoint_that_does_not_say_how_it_was_trained_is_measured_as_asked_for_alone(
+    tiny_start: Path, tmp_path: Path
+) -> None:
+    said = refused("--evaluate", str(tiny_start), "--episodes", "2")
+    assert said.startswith(f"Nothing says how the policy in {tiny_start} was trained: neither it nor the folder above")
+    assert "with --preset NAME or --config FILE" in said
+    config = tiny_run(tmp_path / "elsewhere", tasks={"sources": ["synthetic:L2"]}, run={"seed": 3})
+    own = ("--config", str(written(tmp_path, config)), "--episodes", "2", "--json")
+    [measured] = json.loads(told("--evaluate", str(tiny_start), *own))
+    assert (measured["tasks"], measured["seed"], measured["n"]) == ("synthetic:L2", 3, 2)
+    plan = tomllib.loads(told("--evaluate", str(tiny_start), "--preset", "smoke", "--dry-run"))
+    assert plan["preset"] == "smoke"
 
 
 def interrupted(
