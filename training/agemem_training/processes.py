@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
+    from agemem_training.config import RunConfig
+
 _LAST_WORDS_S = 10.0
 """So long a process may take to end after the others lost it."""
 
@@ -33,6 +35,23 @@ def is_first() -> bool:
 def is_launched() -> bool:
     """Whether a launcher started this process, and so all others too."""
     return "WORLD_SIZE" in os.environ
+
+
+def check_shares(config: RunConfig) -> None:
+    """Refuse more processes than an iteration has tasks for: some would wait for the others and do nothing.
+
+    Raises:
+        ConfigurationError: there are more, whoever started them.
+    """
+    processes = int(os.environ["WORLD_SIZE"]) if is_launched() else config.processes
+    tasks = config.grpo.tasks
+    if config.grpo.iterations and tasks < processes:
+        fewer = "--num_processes of the launcher" if is_launched() else "processes"
+        msg = (
+            f"{processes} processes share the tasks of an iteration, which are {tasks} in all: some would do nothing. "
+            f"Raise grpo.tasks to {processes} or more, or lower {fewer} to {tasks}."
+        )
+        raise ConfigurationError(msg)
 
 
 @contextmanager

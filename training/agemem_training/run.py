@@ -29,7 +29,7 @@ from agemem_training.held_out import HeldOut
 from agemem_training.journal import Journal, Part
 from agemem_training.learner import Learner
 from agemem_training.loading import Trainable, load_trainable, own_device, save_merged, shipped_warm_start
-from agemem_training.processes import OtherEnded, is_first, is_launched, joined_by
+from agemem_training.processes import OtherEnded, check_shares, is_first, is_launched, joined_by
 from agemem_training.progress import Progress
 from agemem_training.reporting.metrics import MetricsFile
 from agemem_training.reporting.model_card import write_model_card
@@ -127,6 +127,7 @@ class TrainingRun:
 
     async def run(self) -> None:
         """Train, measure, report: see :func:`train`."""
+        check_shares(self.config)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         if self.config.threads is not None:

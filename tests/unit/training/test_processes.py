@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agemem_mcp.errors import AgeMemError, InvalidOperation
-from agemem_training.processes import OtherEnded, is_first, is_launched, joined_by
+from agemem_mcp.errors import AgeMemError, ConfigurationError, InvalidOperation
+from agemem_training.config import RunConfig, changed, load_preset
+from agemem_training.processes import OtherEnded, check_shares, is_first, is_launched, joined_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +62,29 @@ def test_every_process_knows_its_place_and_the_same_meeting_point(tmp_path: Path
     assert [place[:4] for place in places] == [["0", "0", "3", "3"], ["1", "1", "3", "3"], ["2", "2", "3", "3"]]
     assert len({tuple(place[4:]) for place in places}) == 1
     assert not is_launched()
+
+
+def test_more_processes_than_an_iteration_has_tasks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = load_preset("qwen3-4b-hotpotqa")
+    check_shares(preset)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    check_shares(preset)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(ConfigurationError) as refused:
+        check_shares(preset)
+    assert str(refused.value) == (
+        "8 processes share the tasks of an iteration, which are 4 in all: some would do nothing. Raise grpo.tasks to 8 "
+        "or more, or lower --num_processes of the launcher to 4."
+    )
+    check_shares(changed(preset, grpo={"tasks": 8}))
+
+
+def test_the_processes_that_a_run_starts_itself_are_no_more_than_its_tasks_either() -> None:
+    config = RunConfig.model_validate({"processes": 3, "grpo": {"tasks": 2}})
+    with pytest.raises(ConfigurationError, match=r"^3 processes .*, or lower processes to 2\.$"):
+        check_shares(config)
+    # Without reinforcement learning they measure alone.
+    check_shares(changed(config, grpo={"iterations": 0}))
 
 
 def test_without_others_nothing_changes() -> None:

@@ -206,6 +206,7 @@ def test_nan_stops_a_run_names_the_step_and_the_checkpoint_to_go_on_from(
         ({"tasks": {"sources": ["hotpotqa:absent.json"]}}, "absent.json cannot be read"),
         ({"tasks": {"sources": ["synthetic:L9"]}}, "There is no level 'L9'"),
         ({"model": {"path": "absent/model"}}, "The model 'absent/model' cannot be loaded"),
+        ({"run": {"processes": 3}}, "lower processes to 2"),
     ],
 )
 def test_what_cannot_be_trained_leaves_no_folder(
