@@ -129,7 +129,10 @@ def _train(
     first = is_first()
     with _telling_interruption(), Progress(silent=not first) as progress:
         folder = run(config, wishes, progress, show)
-        progress.note(f"the policy and its report are in {folder}; talk with it: agemem-mcp chat --policy hf:{folder}")
+        # A policy that was trained with ids that count from one can name no others.
+        ids = "AGEMEM_IDS=sequential " if config.environment.ids == "sequential" else ""
+        chat = f"{ids}agemem-mcp chat --policy hf:{folder}"
+        progress.note(f"the policy and its report are in {folder}; talk with it: {chat}")
     if as_json and first:
         report = json_of((folder / "report.json").read_bytes())
         print_json({"folder": str(folder), "gates": report["gates"], "before_after": report["before_after"]})

@@ -365,7 +365,7 @@ class TrainingRun:
 
     async def _finish(self, state: RunState, memory: MemoryWatch) -> None:
         """Measure the policy as it was saved, and report."""
-        out, base = self.folder.path, self.config.model.path
+        out = self.folder.path
         trainable = load_trainable(self.config.model.model_copy(update={"path": str(out), "lora_rank": None}))
         trainable.model.to(own_device())
         await self._held_out.measure(trainable, AFTER, state.iteration, saved=out)
@@ -375,7 +375,7 @@ class TrainingRun:
                 command=self.wishes.command,
                 seed=self.config.seed,
                 parameters=trainable.parameters,
-                base_model=None if base == SHIPPED else base,
+                base_model=self.config.model.path,
                 versions=installed_versions(),
                 wall_s=self._before_s + time.monotonic() - self._began,
                 peak_memory_gb=memory.peak / 1e9,

@@ -170,6 +170,20 @@ def test_a_checkpoint_that_does_not_say_how_it_was_trained_is_measured_as_asked_
     assert plan["preset"] == "smoke"
 
 
+def test_a_run_ends_with_how_to_talk_with_its_policy(tiny_start: Path, tmp_path: Path) -> None:
+    def last_line(ids: str) -> str:
+        environment = {"ids": ids}
+        config = tiny_run(tiny_start, environment=environment, grpo={"iterations": 0}, evaluation={"final_episodes": 1})
+        options = ["--config", str(written(tmp_path, config)), "--out", str(tmp_path / ids)]
+        done = CliRunner().invoke(app, options, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stderr.splitlines()[-1]
+
+    assert last_line("random").endswith(f"; talk with it: agemem-mcp chat --policy hf:{tmp_path / 'random'}")
+    counted = f"; talk with it: AGEMEM_IDS=sequential agemem-mcp chat --policy hf:{tmp_path / 'sequential'}"
+    assert last_line("sequential").endswith(counted)
+
+
 def interrupted(
     options: list[str],
     ready: Callable[[str], bool],

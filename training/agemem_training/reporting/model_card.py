@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from agemem_training.config import SHIPPED
 from agemem_training.reporting.markdown import before_after
 from agemem_training.reporting.writing import write_atomically
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agemem_training.reporting.results import Results, Run
+
+_OWN = {None, SHIPPED}
+"""What those policies were trained from whose every word is from generated stories."""
 
 
 def write_model_card(results: Results, folder: Path) -> None:
@@ -29,7 +33,7 @@ def _card(results: Results) -> str:
     sections = [
         _front_matter(run),
         _introduction(run),
-        _USE,
+        _use(run),
         before_after(results),
         _limits(run),
         _made(run),
@@ -38,8 +42,8 @@ def _card(results: Results) -> str:
 
 
 def _front_matter(run: Run) -> str:
-    # JSON strings are YAML strings, whatever stands in a model's name.
-    base = "" if run.base_model is None else f"base_model: {json.dumps(run.base_model)}\n"
+    # JSON strings are YAML strings, whatever stands in a model's name. The shipped one has no name at the hub.
+    base = "" if run.base_model in _OWN else f"base_model: {json.dumps(run.base_model)}\n"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -54,31 +58,44 @@ language: en
 
 
 def _introduction(run: Run) -> str:
-    origin = "trained from scratch" if run.base_model is None else f"trained from {run.base_model}"
+    origins = {None: "scratch", SHIPPED: "the warm start that agemem-mcp ships"}
+    origin = origins.get(run.base_model, run.base_model)
     return f"""# {run.name}: a policy that manages its memory
 
-A causal language model of {run.parameters:,} parameters, {origin} with step-wise GRPO after AgeMem
+A causal language model of {run.parameters:,} parameters, trained from {origin} with step-wise GRPO after AgeMem
 ([arXiv 2601.01885](https://arxiv.org/abs/2601.01885)). It decides when to add, update, delete and retrieve long-term
 memories and when to summarise or filter its context, by calling the six tools of an agemem-mcp server. It was trained
 against that very server."""
 
 
-_USE = """## How to use it
+def _use(run: Run) -> str:
+    counted = run.config.get("environment", {}).get("ids") == "sequential"
+    ids = "AGEMEM_IDS=sequential " if counted else ""
+    commands = {
+        f"{ids}agemem-mcp chat --policy hf:DIR": "DIR is the folder of this file",
+        f"{ids}AGEMEM_POLICY__NAME=hf:DIR agemem-mcp serve --transport http": "/v1/chat/completions answers with it",
+        "agemem-mcp train --evaluate DIR --seed 1 --episodes 200": "measure it on fresh held-out tasks",
+    }
+    width = max(map(len, commands))
+    shown = "\n".join(f"{command:{width}}  # {comment}" for command, comment in commands.items())
+    return f"""## How to use it
 
 ```sh
-agemem-mcp chat --policy hf:DIR                                       # DIR is the folder of this file
-AGEMEM_POLICY__NAME=hf:DIR agemem-mcp serve --transport http          # then /v1/chat/completions answers with it
-agemem-mcp train --evaluate DIR --seed 1 --episodes 200               # measure it on fresh held-out tasks
+{shown}
 ```
 
 A turn is `<think>…</think>` and then either `<tool_call>[…]</tool_call>` or `<answer>…</answer>`. Without a memory
-server to carry out its calls the model is of no use."""
+server to carry out its calls the model is of no use.{_COUNTED if counted else ""}"""
+
+
+_COUNTED = """ The ids of memories must count from one (mem_1, mem_2, …), as
+`AGEMEM_IDS=sequential` has the server give them: it was trained with no others."""
 
 
 def _limits(run: Run) -> str:
-    scratch = """
-- It was trained from scratch on generated stories in plain English and knows no other words or topics: it shows what
-  the method does, and is no assistant.
+    stories = """
+- It was trained on generated stories in plain English alone and knows no other words or topics: it shows what the
+  method does, and is no assistant.
 """
     return f"""## Limits
 
@@ -86,7 +103,7 @@ def _limits(run: Run) -> str:
   languages, longer contexts and other memory servers were not tried.
 - It stores what it is told, right or wrong, also when a message asks it to store or to forget something.
 - Its answers can be wrong when its memory is right, and the other way round.
-{scratch.strip(chr(10)) if run.base_model is None else ""}""".rstrip()
+{stories.strip(chr(10)) if run.base_model in _OWN else ""}""".rstrip()
 
 
 def _made(run: Run) -> str:

@@ -40,7 +40,7 @@ class Run:
     parameters: int
     """Of the policy."""
     base_model: str | None
-    """What it was trained from; None from scratch."""
+    """What it was trained from, as ``model.path`` names it; None from scratch."""
     versions: dict[str, str]
     wall_s: float
     peak_memory_gb: float

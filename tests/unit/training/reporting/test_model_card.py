@@ -46,6 +46,31 @@ def test_the_card_tells_how_to_use_it_what_it_does_and_what_it_does_not(tmp_path
     assert "is no assistant" in text
 
 
+def test_a_model_from_the_shipped_warm_start_is_told_as_such(tmp_path: Path) -> None:
+    made = results()
+    front, text = written(replace(made, run=replace(made.run, base_model="warm-start")), tmp_path)
+    assert "base_model" not in front  # the hub knows no such model
+    assert "trained from the warm start that agemem-mcp ships with step-wise GRPO" in text
+    assert "from scratch" not in text
+    assert "is no assistant" in text
+
+
+def test_a_model_that_knows_counted_ids_alone_has_its_server_give_such(tmp_path: Path) -> None:
+    made = results()
+
+    def use(ids: str) -> str:
+        config = {"environment": {"ids": ids}}
+        _, text = written(replace(made, run=replace(made.run, config=config)), tmp_path)
+        return text.split("## How to use it")[1].split("\n## ")[0]
+
+    counted, random = use("sequential"), use("random")
+    assert "\nAGEMEM_IDS=sequential agemem-mcp chat --policy hf:DIR " in counted
+    assert "\nAGEMEM_IDS=sequential AGEMEM_POLICY__NAME=hf:DIR agemem-mcp serve " in counted
+    assert "it was trained with no others." in counted
+    assert "\nagemem-mcp chat --policy hf:DIR " in random
+    assert "AGEMEM_IDS" not in random
+
+
 def test_the_card_holds_the_resolved_configuration(tmp_path: Path) -> None:
     made = results()
     _, text = written(made, tmp_path)
