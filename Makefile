@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 .PHONY: serve test soak check format warm-start bench bench-quick clean
 
 WARM_START := training/agemem_training/data/mini
+# A new one each time: a folder that a run is in takes no second one.
+WARM_START_RUN := runs/warm-start-$(shell date +%Y%m%d-%H%M%S)
 
 serve: $(VENV)/.installed
 	$(BIN)/agemem-mcp assets pull
@@ -36,8 +38,8 @@ format: $(VENV)/.installed-test
 
 warm-start: $(VENV)/.installed-test
 	$(BIN)/agemem-mcp assets pull
-	$(BIN)/agemem-mcp train --preset mini --iterations 0 --out runs/warm-start
-	mkdir -p $(WARM_START) && cp runs/warm-start/start/* $(WARM_START)/
+	$(BIN)/agemem-mcp train --preset mini --iterations 0 --out $(WARM_START_RUN)
+	mkdir -p $(WARM_START) && cp $(WARM_START_RUN)/start/* $(WARM_START)/
 
 bench: $(VENV)/.installed-test
 	$(BIN)/agemem-mcp assets pull
