@@ -103,3 +103,9 @@ def test_a_wheel_built_from_the_sdist_holds_the_same_files(wheel: Path, checkout
     again = build(sdist, tmp_path / "again")
     with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
         assert sorted(first.namelist()) == sorted(second.namelist())
+
+
+def test_the_warm_start_that_every_installation_carries_weighs_at_most_four_megabytes() -> None:
+    files = [one for one in (PACKAGES["agemem_training"] / "data" / "mini").iterdir() if one.is_file()]
+    assert "model.safetensors" in {one.name for one in files}
+    assert sum(one.stat().st_size for one in files) <= 4_000_000
