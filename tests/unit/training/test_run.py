@@ -27,7 +27,7 @@ from agemem_mcp.errors import ConfigurationError  # noqa: E402  as above
 from agemem_policies.local import LocalPolicy  # noqa: E402  as above
 from agemem_policies.policy import ChatMessage, Prompt  # noqa: E402  as above
 from agemem_training.checkpoints import load_checkpoint_state, load_weights  # noqa: E402  as above
-from agemem_training.config import as_toml, changed, load_config  # noqa: E402  as above
+from agemem_training.config import SHIPPED, as_toml, changed, load_config  # noqa: E402  as above
 from agemem_training.loss import NotFinite  # noqa: E402  as above
 from agemem_training.progress import Progress  # noqa: E402  as above
 from agemem_training.reporting.metrics import MetricsFile  # noqa: E402  as above
@@ -330,8 +330,8 @@ def test_supervised_training_goes_on_from_a_policy_that_is_named_beside_its_demo
         grpo={"iterations": 0},
         evaluation={"demonstrator": "expert"},
     )
-    # It says "ok" to everything, so no drill measures a skill of it.
-    out = run(config, tmp_path / "run", force=True)
+    # It says "ok" to everything, so no drill measures a skill of it, and a gate of 0 asks for none.
+    out = run(config, tmp_path / "run")
     before, after = weights_of(tiny_start), weights_of(out / "start")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -339,6 +339,13 @@ def test_supervised_training_goes_on_from_a_policy_that_is_named_beside_its_demo
     assert evaluations(out) == [("before", 1, "L1"), ("expert demonstrator", 1, "L1"), ("after", 1, "L1")]
     compared = (out / "report.md").read_text().partition("## Compared with")[2].partition("\n## ")[0]
     assert re.search(r"L1, greedy, seed 0 \| expert demonstrator \| 2 \| 1\.000", compared), compared
+
+
+def test_a_run_from_the_warm_start_that_is_shipped_says_so(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, model={"path": SHIPPED}, grpo={"iterations": 0}, evaluation={"final_episodes": 1})
+    out = run(config, tmp_path / "run")
+    assert "trained from the warm start that agemem-mcp ships" in (out / "README.md").read_text()
+    assert json.loads((out / "report.json").read_text())["run"]["base_model"] == SHIPPED
 
 
 def test_supervised_training_does_not_go_on_from_a_model_that_spells_names_otherwise(tmp_path: Path) -> None:

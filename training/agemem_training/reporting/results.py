@@ -59,8 +59,8 @@ class SkillGate:
 
     @property
     def passed(self) -> bool:
-        """Whether GRPO may start, as far as this skill goes: not where nothing asked for it."""
-        return self.n > 0 and self.right >= self.required * self.n
+        """Whether GRPO may start, as far as this skill goes: where nobody tried it, if none is required."""
+        return self.right >= self.required * self.n if self.n else self.required <= 0
 
 
 class Setting(NamedTuple):

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.training.reporting.runs import NAMES, evaluation, grpo, metrics, results
 
 from agemem_mcp.errors import InvalidOperation
-from agemem_training.reporting import AFTER, BEFORE, DURING, Metrics, installed_versions, write_report
+from agemem_training.reporting import AFTER, BEFORE, DURING, Metrics, SkillGate, installed_versions, write_report
 from agemem_training.reporting.markdown import report_markdown
 from agemem_training.reporting.report import SCHEMA_VERSION, report_data
 
@@ -118,6 +118,16 @@ def test_the_json_holds_mean_spread_and_interval_of_every_figure(data: dict[str,
     assert data["gates"][1]["passed"] is False
     assert data["speed"]["grpo"]["environment_share"] == pytest.approx(0.2, abs=0.02)
     assert len(data["iterations"]) == 95
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "required", "passed"),
+    [(9, 10, 0.9, True), (8, 10, 0.9, False), (0, 0, 0.9, False), (0, 0, 0.0, True), (0, 1, 0.0, True)],
+)
+def test_a_skill_that_nobody_tried_passes_where_nothing_is_required_alone(
+    right: int, n: int, required: float, *, passed: bool
+) -> None:
+    assert SkillGate(skill="names", right=right, n=n, required=required).passed is passed
 
 
 def test_an_interval_without_end_is_null_in_the_json(tmp_path: Path) -> None:
