@@ -25,7 +25,8 @@ from tests.unit.training.tiny_policy import hotpotqa_file, tiny_run  # noqa: E40
 
 from agemem_training.checkpoints import load_checkpoint_state  # noqa: E402  as above
 from agemem_training.command import app  # noqa: E402  as above
-from agemem_training.config import RunConfig, as_toml, load_preset  # noqa: E402  as above
+from agemem_training.config import ModelConfig, RunConfig, as_toml, load_preset  # noqa: E402  as above
+from agemem_training.loading import load_trainable  # noqa: E402  as above
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,6 +183,27 @@ def test_a_run_ends_with_how_to_talk_with_its_policy(tiny_start: Path, tmp_path:
     assert last_line("random").endswith(f"; talk with it: agemem-mcp chat --policy hf:{tmp_path / 'random'}")
     counted = f"; talk with it: AGEMEM_IDS=sequential agemem-mcp chat --policy hf:{tmp_path / 'sequential'}"
     assert last_line("sequential").endswith(counted)
+
+
+@pytest.mark.usefixtures("assets_dir")
+def test_the_smoke_preset_runs_to_its_end_and_leaves_everything(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = json.loads(told("--preset", "smoke", "--out", str(out), "--json"))
+    assert done["folder"] == str(out)
+    assert [(one["level"], one["greedy"]) for one in done["before_after"]] == [("L1", True), ("L1", False)]
+    report = json.loads((out / "report.json").read_text())
+    assert report["gates"] == done["gates"]
+    assert [one["passed"] for one in report["gates"]] == [True] * 7  # whatever it can: nothing is required of it
+    assert [one["phase"] for one in report["iterations"]] == ["warm start", "grpo", "grpo"]
+    assert [one["name"] for one in report["evaluations"]].count("during") == 1
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert "| task success |" in (out / "report.md").read_text()
+    assert "hf:DIR" in (out / "README.md").read_text()
+    state, weights, _ = load_checkpoint_state(out / "checkpoints" / "iteration-00002")
+    assert (state.iteration, state.evaluated) == (2, 1)
+    policy = load_trainable(ModelConfig(path=str(out)))
+    assert weights.keys() >= {name for name, _ in policy.model.named_parameters()}
+    assert policy.parameters < 100_000
 
 
 def interrupted(
