@@ -84,7 +84,8 @@ def write_script(
         ends: tokens that the generation config names as ends.
         window: the most tokens of prompt and answer together.
     """
-    words = tuple({spelling for script in scripts for spelling in script if spelling not in SPECIAL})
+    # in their order, so that the same scripts give the same ids
+    words = tuple(dict.fromkeys(spelling for script in scripts for spelling in script if spelling not in SPECIAL))
     tokenizer = byte_tokenizer(words=tuple(word for word in words if len(word) > 1 and word.isascii()), template=BARE)
     successors: dict[int, int] = {}
     for script in scripts:
