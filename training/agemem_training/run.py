@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -38,8 +38,7 @@ from agemem_training.reporting.results import AFTER, BEFORE, DURING, Results, Ru
 from agemem_training.settings_of import judge_of, manner_of, rules_of, world_of
 from agemem_training.starting import SKILLS_FILE, WarmStart, read_gates
 from agemem_training.stopping import Interrupted, full_disks, interrupts, single_errors
-from agemem_training.tasks.choosing import open_source, parse_source
-from agemem_training.tasks.source import Split
+from agemem_training.tasks.choosing import open_to_train
 from agemem_training.trainer import Draws, Setting, Share, Trainer
 from agemem_training.vectors import remembered_vectors
 from agemem_training.worlds import opened
@@ -134,7 +133,7 @@ class TrainingRun:
             torch.set_num_threads(self.config.threads)
         with interrupts(self._asked_to_stop), watched_memory() as memory:
             for text in self.config.tasks.sources:
-                self._sources[text] = await _opened(text, self.show)
+                self._sources[text] = await open_to_train(text, show=self.show)
             if self.config.environment.url is not None:
                 # As with tasks: better now than after a warm start.
                 async with opened(world_of(self.config, None), seed=0):
@@ -392,11 +391,3 @@ def _follow(config: RunConfig, wishes: Wishes) -> None:
     """What another process of a run does; what is taken of recorded tasks was shown by the first one."""
     with Progress(silent=True) as progress:
         train(config, wishes, progress, lambda _survey: None)
-
-
-async def _opened(text: str, show: Callable[[Survey], None]) -> TaskSource:
-    source = await open_source(parse_source(text), show=show)
-    for split in get_args(Split):
-        # Better now than hours later: a split without tasks is refused.
-        next(iter(source.tasks(split, seed=0)))
-    return source

@@ -12,6 +12,7 @@ from agemem_mcp.domain.memory import Scope
 from agemem_mcp.errors import ConfigurationError
 from agemem_training.tasks.hotpotqa import HotpotQATasks
 from agemem_training.tasks.recorded import RecordedTasks, read_recording, survey
+from agemem_training.tasks.source import Split
 from agemem_training.tasks.synthetic import LEVELS, Stories
 
 if TYPE_CHECKING:
@@ -93,6 +94,19 @@ async def open_source(choice: SourceChoice, *, show: Callable[[Survey], None]) -
             return RecordedTasks(recording)
         case "synthetic":
             return Stories(choice.place)
+
+
+async def open_to_train(text: str, *, show: Callable[[Survey], None]) -> TaskSource:
+    """Open a source by the words that name it, and draw a task of each split: better now than hours later.
+
+    Raises:
+        ConfigurationError: see :func:`parse_source` and :func:`open_source`; or a split has no tasks.
+        StoreError: a ledger cannot be read.
+    """
+    source = await open_source(parse_source(text), show=show)
+    for split in get_args(Split):
+        next(iter(source.tasks(split, seed=0)))
+    return source
 
 
 def _meant(given: str, known: Sequence[str]) -> str:
