@@ -22,7 +22,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from agemem_training.config import SHIPPED, RunConfig, WarmStartConfig, as_toml, changed, load_preset
-from agemem_training.reporting.axes import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Series, dress, line
+from agemem_training.reporting.axes import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    Series,
+    dress,
+    line,
+)
 from agemem_training.reporting.comparing import compare, interval_of
 from agemem_training.reporting.metrics import MetricsFile
 from agemem_training.reporting.results import AFTER, BEFORE
@@ -61,7 +73,10 @@ VARIANTS = {
         "supervised training continued", BLACK, {"run": {"warm_start": _MORE_DEMONSTRATIONS}, "grpo": {"iterations": 0}}
     ),
     "ltm": Variant(
-        "tools of long-term memory alone", PURPLE, {"environment": {"kit": "agemem_rag", **_NO_CONTEXT_TOOLS}}
+        "tools of long-term memory alone", PURPLE, {"environment": {"kit": "agemem_ltm", **_NO_CONTEXT_TOOLS}}
+    ),
+    "ltm-rag": Variant(
+        "the same, retrieval by itself", GREY, {"environment": {"kit": "agemem_rag", **_NO_CONTEXT_TOOLS}}
     ),
     "no-memory": Variant(
         "no tools",
@@ -69,10 +84,12 @@ VARIANTS = {
         {"environment": {"kit": "no_memory", **_NO_CONTEXT_TOOLS}, "grpo": {"iterations": 0}, "tasks": _L3},
     ),
 }
-SAME_STORIES = ("paper", "answer", "supervised", "ltm")
+SAME_STORIES = ("paper", "answer", "supervised", "ltm", "ltm-rag")
 """What the strict reward is compared with, story by story: runs of the same seed, measured at every level."""
 LADDER = (
     ("no memory", "no-memory", BEFORE),
+    ("LTM tools, retrieval by itself", "ltm-rag", BEFORE),
+    ("LTM tools, retrieval by itself + RL", "ltm-rag", AFTER),
     ("LTM tools", "ltm", BEFORE),
     ("LTM tools + RL", "ltm", AFTER),
     ("LTM + STM tools", "strict", BEFORE),
@@ -149,7 +166,9 @@ def _cells(metrics: Metrics, level: str) -> tuple[str, str]:
     before, after, last = _evaluation(metrics, BEFORE, level), _evaluation(metrics, AFTER, level), _last(metrics, level)
     if last is None:
         return MISSING, MISSING
-    difference = signed(compare(before, after)["success"]) if before and after else MISSING
+    difference = MISSING
+    if before and after and metrics.of_phase("grpo"):
+        difference = signed(compare(before, after)["success"])
     return with_interval(interval_of(last.episodes)), difference
 
 

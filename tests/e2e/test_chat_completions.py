@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 TOKEN = "correct-horse-battery-staple"
-KITS = ["agemem", "agemem_rag", "rag", "no_memory"]
+KITS = ["agemem", "agemem_ltm", "agemem_rag", "rag", "no_memory"]
 HELLO = "Hi, I'm Maya. I moved to Lisbon in March, and I work as a nurse."
 FLIGHT = "My flight to Porto leaves on 3 May at 07:40."
 WEATHER: Any = {

@@ -60,7 +60,7 @@ def chat(
         typer.Option(help="Memory of a running server, such as http://127.0.0.1:8000/mcp.", show_default=False),
     ] = None,
     session: Annotated[str | None, typer.Option(help="Go on with this session.", show_default=False)] = None,
-    kit: Annotated[str, typer.Option(help="Tools: agemem, agemem_rag, rag or no_memory.")] = "agemem",
+    kit: Annotated[str, typer.Option(help="Tools: agemem, agemem_ltm, agemem_rag, rag or no_memory.")] = "agemem",
     overflow: Annotated[
         Overflow, typer.Option(help="What is done when the context does not fit.")
     ] = Overflow.SUMMARISE,

@@ -11,7 +11,7 @@ from agemem_mcp.domain.context import MessageKind, Role
 from agemem_mcp.domain.operations import tool_name
 from agemem_mcp.errors import ConfigurationError
 from agemem_policies.agent import Agent, AgentOptions
-from agemem_policies.baselines import AGEMEM, AGEMEM_RAG, KITS, NO_MEMORY, RAG, kit_named
+from agemem_policies.baselines import AGEMEM, AGEMEM_LTM, AGEMEM_RAG, KITS, NO_MEMORY, RAG, kit_named
 from agemem_policies.policy import Completion, FunctionCall
 from agemem_policies.protocol import Call, Turn, render
 from agemem_policies.rendering import chat_messages
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def test_kits_are_found_by_name() -> None:
     assert [kit_named(name).name for name in KITS] == list(KITS)
-    with pytest.raises(ConfigurationError, match="There are agemem, agemem_rag, rag, no_memory"):
+    with pytest.raises(ConfigurationError, match="There are agemem, agemem_ltm, agemem_rag, rag, no_memory"):
         kit_named("best")
 
 
@@ -61,6 +61,17 @@ async def test_with_rag_in_place_of_the_context_tools_each_step_retrieves_and_th
     assert "with Summary_context" not in system
     _, policy = await ran(tools, DONE, message="Maya in Lisbon?", kit=AGEMEM_RAG)
     assert policy.seen[0].messages[-1].content.startswith("<retrieved_memories>")
+
+
+async def test_with_the_tools_of_long_term_memory_alone_the_policy_decides_to_retrieve(tools: MemoryTools) -> None:
+    clear = Turn("c", (Call("Summary_context", {"span": "all"}),))
+    trajectory, policy = await ran(tools, Turn("a", (ADD,)), Turn("b", (LOOK,)), clear, DONE, kit=AGEMEM_LTM)
+    assert [step.observations[0].is_error for step in trajectory.steps[:3]] == [False, False, True]
+    assert not any("<retrieved_memories>" in one.content for one in policy.seen[0].messages[1:])
+    assert any("<retrieved_memories>" in one.content for one in policy.seen[2].messages[1:])
+    system = policy.seen[0].messages[0].content
+    assert '"name": "Retrieve_memory"' in system
+    assert '"name": "Summary_context"' not in system
 
 
 class NativePolicy(ScriptedPolicy):

@@ -190,7 +190,8 @@ async def test_the_models_are_the_kits_and_the_policy(lexical_settings: Settings
     async with serving(lexical_settings, CountingPolicy) as chat:
         models = (await chat.http.get("/v1/models")).json()
         names = [one["id"] for one in models["data"]]
-        assert (models["object"], names) == ("list", ["agemem", "agemem_rag", "rag", "no_memory", "fake-model"])
+        kits = ["agemem", "agemem_ltm", "agemem_rag", "rag", "no_memory"]
+        assert (models["object"], names) == ("list", [*kits, "fake-model"])
         for name in names:
             assert (await chat.http.get(f"/v1/models/{name}")).json()["id"] == name
         unknown = await chat.ask(user("?"), model="gpt-4o")
