@@ -125,8 +125,15 @@ class RewardConfig(_Frozen):
     """What is paid for."""
 
     variant: Literal["paper", "strict", "released", "answer"] = "strict"
-    judge_url: str | None = Field(default=None, description="An OpenAI-compatible endpoint that grades answers.")
+    judge_url: str | None = Field(
+        default=None,
+        description="An OpenAI-compatible endpoint that grades; its key, if it wants one, is AGEMEM_POLICY__API_KEY.",
+    )
     judge_model: str | None = None
+    judge_memories: bool = Field(
+        default=True,
+        description="It grades not answers alone, but what was stored in stage 1 (paper) and retrieved in stage 3.",
+    )
 
     @model_validator(mode="after")
     def _judge(self) -> Self:

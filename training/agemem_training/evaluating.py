@@ -6,19 +6,17 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from agemem_training.grading import graded
 from agemem_training.mini.warm_start import demonstrate
 from agemem_training.reporting.figures import EpisodeFigures, evaluate_figures, joined_figures
-from agemem_training.rewards import Reward, RewardSettings, judged, reward
+from agemem_training.rewards import RewardSettings
 from agemem_training.rollout import roll_out
 from agemem_training.sampling import TurnSampler
 from agemem_training.worlds import opened
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from agemem_training.environment import Rules
-    from agemem_training.judges import AnswerJudge
-    from agemem_training.record import Episode
+    from agemem_training.judges import JudgeSettings
     from agemem_training.tasks.source import Split, TaskSource
     from agemem_training.tasks.synthetic import Stories
     from agemem_training.worlds import WorldSettings
@@ -42,7 +40,7 @@ class Place:
 
     rules: Rules
     world: WorldSettings
-    judge: AnswerJudge | None = None
+    judge: JudgeSettings | None = None
     pay: RewardSettings = field(default_factory=RewardSettings)
 
 
@@ -99,7 +97,7 @@ async def evaluate_part(  # noqa: PLR0913  as above
     policy.model.eval()
     async with opened(place.world, seed=seed + start) as world:
         rollouts = await roll_out(tasks, sampler, world, place.rules, seed=seed + start, name="evaluation")
-    return evaluate_figures(rollouts.episodes, await graded(rollouts.episodes, place))
+    return evaluate_figures(rollouts.episodes, await graded(rollouts.episodes, place.pay, place.judge))
 
 
 async def evaluate_demonstrator(  # noqa: PLR0913  as above
@@ -122,9 +120,4 @@ async def demonstrated_part(  # noqa: PLR0913  as above
     shown = await demonstrate(
         stories, count, place.world, place.rules, habits=habits, seed=seed, split=split, first=start
     )
-    return evaluate_figures(shown, await graded(shown, place))
-
-
-async def graded(episodes: Sequence[Episode], place: Place) -> list[Reward]:
-    """The rewards of episodes."""
-    return [reward(one, place.pay, await judged(one, answers=place.judge)) for one in episodes]
+    return evaluate_figures(shown, await graded(shown, place.pay, place.judge))

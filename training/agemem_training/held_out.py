@@ -10,8 +10,7 @@ from agemem_training.evaluating import Place, Policy, evaluate, evaluate_demonst
 from agemem_training.measuring_apart import Apart, Measured, measure_apart
 from agemem_training.reporting.metrics import Evaluation
 from agemem_training.reporting.results import AFTER, BEFORE, DURING
-from agemem_training.rewards import RewardSettings
-from agemem_training.settings_of import judge_of, rules_of, world_of
+from agemem_training.settings_of import judge_of, pay_of, rules_of, world_of
 from agemem_training.tasks.choosing import parse_source
 from agemem_training.tasks.synthetic import Stories
 from agemem_training.vectors import VectorBoard
@@ -136,9 +135,8 @@ class HeldOut:
 
     def _place(self) -> Place:
         config = self.config
-        pay = RewardSettings(variant=config.reward.variant)
         world = world_of(config, self.tokenizer_folder, self.vectors)
-        return Place(rules_of(config), world, judge_of(config), pay)
+        return Place(rules_of(config), world, judge_of(config), pay_of(config))
 
     def _level(self, source: str) -> str:
         """What a source is called in reports: a level of the stories, else the kind and its place's last name."""

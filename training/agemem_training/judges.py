@@ -13,11 +13,17 @@ import re
 import string
 import unicodedata
 from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import httpx
 
 from agemem_mcp.domain.text import preview
 from agemem_mcp.errors import ProviderError
 from agemem_policies.openai_chat import OpenAIChatPolicy, Sampling
+from agemem_policies.openai_chat.failures import EndpointError
 from agemem_policies.policy import ChatMessage, Prompt
 from agemem_policies.prompts import load_prompt
 from agemem_training.facts import coverage
@@ -26,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
-
-    import httpx
 
     from agemem_policies.openai_chat import Endpoint, Patience
     from agemem_training.tasks.task import Task
@@ -40,6 +44,14 @@ _SCORE = re.compile(
     re.IGNORECASE,
 )
 """Not of 7/10 or 70 %: which scale a model then means is anyone's guess."""
+_TRIES = 3
+"""So often a model is asked until its reply can be read."""
+_OF_ONE_QUESTION = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
+"""What an endpoint answers where it takes offence at one text, or finds it too long; others may be graded still."""
+
+
+class NoScore(ProviderError):  # noqa: N818  the tree's names follow the HTTP vocabulary
+    """A model that judges was asked, and what it replied holds no score."""
 
 
 class AnswerJudge(Protocol):
@@ -49,7 +61,8 @@ class AnswerJudge(Protocol):
         """How right an answer is, from 0 to 1.
 
         Raises:
-            ProviderError: a model that judges gave no grade.
+            NoScore: a model that judges gave no grade.
+            ProviderError: it cannot be asked.
         """
         ...
 
@@ -61,7 +74,8 @@ class MemoryJudge(Protocol):
         """How well memories serve the task's query, from 0 to 1.
 
         Raises:
-            ProviderError: a model that judges gave no grade.
+            NoScore: a model that judges gave no grade.
+            ProviderError: it cannot be asked.
         """
         ...
 
@@ -109,8 +123,17 @@ class WordJudge:
         return coverage(task.gold, memories)
 
 
+@dataclass(frozen=True, slots=True)
+class JudgeSettings:
+    """Which model grades; it is opened where it is used, as connections belong to one event loop."""
+
+    endpoint: Endpoint
+    memories: bool = True
+    """Whether it grades memories beside answers."""
+
+
 class LLMJudge:
-    """Asks a model at any OpenAI-compatible endpoint.
+    """Asks a model at any OpenAI-compatible endpoint, by its most probable words; by others where those hold no score.
 
     Args:
         endpoint: where the model is.
@@ -132,8 +155,13 @@ class LLMJudge:
         patience: Patience | None = None,
         client: httpx.AsyncClient | None = None,
     ) -> None:
-        sampling = Sampling(temperature=0.0)
-        self._model = OpenAIChatPolicy(endpoint, sampling=sampling, patience=patience, client=client)
+        self._client = client or httpx.AsyncClient()
+        self._owned = client is None
+        # Asked again in the same way it would reply the same.
+        self._models = [
+            OpenAIChatPolicy(endpoint, sampling=Sampling(temperature), patience=patience, client=self._client)
+            for temperature in (0.0, 1.0)
+        ]
         self._free = asyncio.Semaphore(concurrent)
         self._of_answers = load_prompt("judge_answer", prompts)
         self._of_memories = load_prompt("judge_memory", prompts)
@@ -157,7 +185,8 @@ class LLMJudge:
 
     async def close(self) -> None:
         """Release the connections, unless they were given."""
-        await self._model.close()
+        if self._owned:
+            await self._client.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,16 +197,28 @@ class LLMJudge:
         await self.close()
 
     async def _ask(self, template: str, **values: str) -> float:
-        async with self._free:
-            completion = await self._model.act(Prompt((ChatMessage("user", _filled(template, values)),)))
-        return read_score(completion.text)
+        prompt = Prompt((ChatMessage("user", _filled(template, values)),))
+        first, again = self._models
+        for model in (first, *[again] * (_TRIES - 2)):
+            with suppress(NoScore):
+                return read_score(await self._said(model, prompt))
+        return read_score(await self._said(again, prompt))
+
+    async def _said(self, model: OpenAIChatPolicy, prompt: Prompt) -> str:
+        try:
+            async with self._free:
+                return (await model.act(prompt)).text
+        except EndpointError as error:
+            if error.status not in _OF_ONE_QUESTION:
+                raise
+            raise NoScore(str(error)) from error
 
 
 def read_score(reply: str) -> float:
     """The score in a judge's reply: of its JSON, or of what it wrote in its place.
 
     Raises:
-        ProviderError: there is none from 0 to 1.
+        NoScore: there is none from 0 to 1.
     """
     text = _THOUGHT.sub("", reply)
     found = _json_score(text)
@@ -188,7 +229,7 @@ def read_score(reply: str) -> float:
             f'The judge gave no score from 0 to 1: {preview(reply, 200)!r}. It must reply {{"score": …}}; '
             "use a model that follows the prompt, or change judge_answer.txt or judge_memory.txt."
         )
-        raise ProviderError(msg)
+        raise NoScore(msg)
     return found
 
 

@@ -24,8 +24,7 @@ from agemem_training.costs import return_memory
 from agemem_training.evaluating import Place, Policy, demonstrated_part, evaluate_part, part_starts
 from agemem_training.loading import load_trainable
 from agemem_training.reporting.figures import joined_figures
-from agemem_training.rewards import RewardSettings
-from agemem_training.settings_of import judge_of, rules_of, world_of
+from agemem_training.settings_of import judge_of, pay_of, rules_of, world_of
 from agemem_training.stopping import single_errors
 from agemem_training.tasks.synthetic import Stories
 from agemem_training.vectors import NotingCache
@@ -194,7 +193,7 @@ def policy_at(config: RunConfig, checkpoint: Path, vectors: VectorCache) -> tupl
     trainable = load_trainable(config.model.model_copy(update={"path": str(checkpoint), "lora_rank": None}))
     policy = Policy(trainable.model, trainable.tokenizer, trainable.eos_ids, config.grpo.turn_tokens)
     world = world_of(config, checkpoint, vectors)
-    return policy, Place(rules_of(config), world, judge_of(config), RewardSettings(variant=config.reward.variant))
+    return policy, Place(rules_of(config), world, judge_of(config), pay_of(config))
 
 
 async def _measured(what: Apart, policy: Policy, place: Place, part: _Part) -> EpisodeFigures | None:

@@ -6,16 +6,19 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agemem_mcp.settings import load_settings
 from agemem_policies.baselines import kit_named
 from agemem_policies.manner import Manner
+from agemem_policies.openai_chat import Endpoint
 from agemem_training.costs import threads_of
 from agemem_training.environment import Rules
+from agemem_training.judges import JudgeSettings
+from agemem_training.rewards import RewardSettings
 from agemem_training.worlds import WorldSettings
 
 if TYPE_CHECKING:
     from agemem_mcp.adapters.embedding import VectorCache
     from agemem_training.config import RunConfig
-    from agemem_training.judges import AnswerJudge
 
 _MEMORY_DISK = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
 
@@ -74,12 +77,22 @@ def world_of(config: RunConfig, tokenizer_folder: Path | None, vectors: VectorCa
     )
 
 
-def judge_of(config: RunConfig) -> AnswerJudge | None:
-    """Who grades answers beside words; None for nobody."""
+def pay_of(config: RunConfig) -> RewardSettings:
+    """What an episode is paid for."""
+    return RewardSettings(variant=config.reward.variant)
+
+
+def judge_of(config: RunConfig) -> JudgeSettings | None:
+    """Who grades beside words; None for nobody.
+
+    Its key is that of endpoints of policies, of which training asks none.
+
+    Raises:
+        ConfigurationError: the address or the key cannot be used.
+    """
     reward = config.reward
     if reward.judge_url is None or reward.judge_model is None:
         return None
-    from agemem_policies.openai_chat import Endpoint  # noqa: PLC0415  an LLM judge alone needs it
-    from agemem_training.judges import LLMJudge  # noqa: PLC0415  as above
-
-    return LLMJudge(Endpoint(reward.judge_url, reward.judge_model, None))
+    key = load_settings().policy.api_key
+    endpoint = Endpoint(reward.judge_url, reward.judge_model, None if key is None else key.get_secret_value())
+    return JudgeSettings(endpoint, reward.judge_memories)

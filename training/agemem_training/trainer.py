@@ -14,10 +14,11 @@ import numpy as np
 
 from agemem_training.advantages import group_advantages
 from agemem_training.costs import return_memory
-from agemem_training.rewards import Reward, RewardSettings, judged, reward
+from agemem_training.grading import graded
 from agemem_training.rollout import roll_out
 from agemem_training.rows import merged_rows, step_count
 from agemem_training.sampling import TurnSampler
+from agemem_training.settings_of import pay_of
 from agemem_training.worlds import opened
 
 if TYPE_CHECKING:
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
     from agemem_training.config import RunConfig
     from agemem_training.engines import ServerSampler
     from agemem_training.environment import Rules
-    from agemem_training.judges import AnswerJudge
+    from agemem_training.judges import JudgeSettings
     from agemem_training.learner import Learner, Updated
     from agemem_training.loading import Trainable
     from agemem_training.record import Episode
+    from agemem_training.rewards import Reward
     from agemem_training.rollout import Rollouts
     from agemem_training.rows import Row
     from agemem_training.tasks.source import TaskSource
@@ -47,8 +49,8 @@ class Setting:
 
     rules: Rules
     world: WorldSettings
-    judge: AnswerJudge | None = None
-    """Grades answers; None for words alone."""
+    judge: JudgeSettings | None = None
+    """Grades answers and memories; None for words alone."""
     server: ServerSampler | None = None
     """Samples rollouts; None for this process."""
 
@@ -153,7 +155,7 @@ class Trainer:
             temperature=config.grpo.temperature,
             max_tokens=config.grpo.turn_tokens,
         )
-        self._pay = RewardSettings(variant=config.reward.variant)
+        self._pay = pay_of(config)
         self._world: World | None = None
         self._world_of = -1
         self._stack = AsyncExitStack()
@@ -222,7 +224,7 @@ class Trainer:
                 name=f"i{iteration}-{self._share.rank}-{attempt}",
             )
             began = time.perf_counter()
-            paid = [reward(one, self._pay, await judged(one, answers=self._setting.judge)) for one in fresh.episodes]
+            paid = await graded(fresh.episodes, self._pay, self._setting.judge)
             reward_s += time.perf_counter() - began
             if rollouts is None:
                 rollouts, rewards = fresh, paid

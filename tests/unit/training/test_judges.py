@@ -11,12 +11,12 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.policies.openai_chat.chat_endpoint import TLS, Line, endpoint, says
+from tests.unit.policies.openai_chat.chat_endpoint import TLS, Line, endpoint, http, says
 from tests.unit.training.building import LIVES
 
 from agemem_mcp.errors import ProviderError
 from agemem_policies.openai_chat import Endpoint
-from agemem_training.judges import LLMJudge, WordJudge, answer_score, read_score, success
+from agemem_training.judges import LLMJudge, NoScore, WordJudge, answer_score, read_score, success
 from agemem_training.tasks import Task
 
 if TYPE_CHECKING:
@@ -153,10 +153,29 @@ async def test_no_memories_are_worth_nothing_and_nobody_is_asked(client: Client)
     assert chat.asked == []
 
 
-async def test_a_model_that_gives_no_score_is_an_error(client: Client) -> None:
+async def test_a_reply_without_a_score_is_asked_for_again_in_other_words(client: Client) -> None:
+    async with endpoint(says("Well done!"), says(""), says('{"score": 0.7}')) as chat:
+        assert await client.judge(chat.url).grade_answer("x", NAME) == 0.7
+    # At temperature 0 the same would come back.
+    assert [body["temperature"] for body in chat.bodies] == [0.0, 1.0, 1.0]
+
+
+async def test_a_model_that_never_gives_a_score_is_an_error(client: Client) -> None:
     async with endpoint(says("Well done!")) as chat:
-        with pytest.raises(ProviderError, match="Well done!"):
+        with pytest.raises(NoScore, match="Well done!"):
             await client.judge(chat.url).grade_answer("x", NAME)
+    assert len(chat.asked) == 3
+
+
+async def test_a_text_that_an_endpoint_refuses_has_no_score_and_an_unknown_key_ends_everything(client: Client) -> None:
+    async with endpoint(http({"error": {"message": "content filter"}}, status=400)) as chat:
+        with pytest.raises(NoScore, match="content filter"):
+            await client.judge(chat.url).grade_answer("x", NAME)
+    async with endpoint(http({"error": {"message": "who?"}}, status=401)) as chat:
+        with pytest.raises(ProviderError, match="Check the API key") as raised:
+            await client.judge(chat.url).grade_answer("x", NAME)
+    assert not isinstance(raised.value, NoScore)
+    assert len(chat.asked) == 1
 
 
 async def test_only_so_many_questions_are_asked_at_once(client: Client) -> None:

@@ -346,7 +346,7 @@ async def test_judges_are_asked_about_the_answer_the_entries_and_what_was_retrie
     assert await judged(episode) == JudgeScores()
     scores = await judged(episode, answers=WordJudge(), memories=WordJudge())
     # What was added in stage 1, as it was then, tells of Rome.
-    assert scores == JudgeScores(answer=1.0, storage=1.0, relevance=1.0)
+    assert scores == JudgeScores(answer=1.0, storage=1.0, relevance=1.0, asked=3)
     result = reward(episode, scores=JudgeScores(answer=0.8, storage=0.1, relevance=0.2))
     assert (result.paper.task, result.paper.storage, result.paper.relevance) == (0.8, 0.1, 0.2)
     assert (result.strict.task, result.strict.storage, result.strict.relevance) == (0.8, 1.0, 0.2)

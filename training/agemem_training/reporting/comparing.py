@@ -18,7 +18,7 @@ Verdict: TypeAlias = Literal["rose", "fell", "fell within the interval", "same"]
 COMPONENTS = tuple(one.name for one in fields(Terms))
 """Of each variant, in the order of reports."""
 VARIANTS = ("strict", "paper")
-_NEITHER_GOOD_NOR_BAD = ("steps", "prompt_tokens")
+_NEITHER_GOOD_NOR_BAD = ("steps", "prompt_tokens", "ungraded")
 
 
 def interval_of(episodes: EpisodeFigures, name: str = "success") -> Interval:
@@ -51,7 +51,7 @@ class Difference:
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, Difference]:
-    """Compare all figures.
+    """Compare all figures that both have: without a judge there are no grades to miss.
 
     Raises:
         InvalidOperation: they were measured on different tasks, so that nothing can be paired.
@@ -70,4 +70,5 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, Difference]:
             difference_interval(before.episodes.columns[name], column),
         )
         for name, column in after.episodes.columns.items()
+        if name in before.episodes.columns
     }

@@ -6,6 +6,7 @@
     calls/Add_memory, … (all six)               calls of the policy in an episode, failed ones included
     steps                                       turns of the policy in an episode
     prompt_tokens                               what the policy read in an episode, all its prompts together
+    ungraded                                    grades that a judge did not give in an episode; without a judge none
 
 All six tools always have a figure: a tool that dies out is a line that falls to 0, not one that ends.
 """

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from agemem_training.reporting.metrics import Cost
     from agemem_training.reporting.results import Results, Setting
 
-_BEHAVIOUR = ("success", "total", "tools", *(f"calls/{tool}" for tool in TOOLS), "steps", "prompt_tokens")
+_BEHAVIOUR = ("success", "total", "tools", *(f"calls/{tool}" for tool in TOOLS), "steps", "prompt_tokens", "ungraded")
 _SAID = {
     "success": "task success",
     "total": "reward trained on",
     "tools": "share of calls with an effect",
     "steps": "steps",
     "prompt_tokens": "prompt tokens",
+    "ungraded": "grades by words, as the judge gave none",
 }
 
 
@@ -88,9 +89,20 @@ def _run(results: Results) -> str:
         ["wall time", duration(run.wall_s)],
         ["peak memory", f"{run.peak_memory_gb:.1f} GB"],
         ["iterations", ", ".join(_iterations(results)) or "none"],
+        *_ungraded(results),
         ["versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())],
     ]
     return f"# Training report: {run.name}\n\n```sh\n{run.command}\n```\n\n{table(['', run.name], rows)}"
+
+
+def _ungraded(results: Results) -> Iterator[list[str]]:
+    """How often words stood in for a judge while the policy was trained; nothing where there is no judge."""
+    rollouts = [one.rollouts for one in results.metrics.iterations if one.rollouts is not None]
+    judged = [one for one in rollouts if "ungraded" in one.figures]
+    if judged:
+        missing = sum(round(one.figures["ungraded"] * one.episodes) for one in judged)
+        episodes = sum(one.episodes for one in judged)
+        yield [_SAID["ungraded"], f"{missing} in {episodes} episodes"]
 
 
 def _iterations(results: Results) -> Iterator[str]:
@@ -150,7 +162,7 @@ def _details(results: Results) -> str:
     for setting, before, after in results.pairs():
         differences = compare(before, after)
         components = [[name, *_sides([differences[f"{one}/{name}"] for one in VARIANTS])] for name in COMPONENTS]
-        behaviour = [[_said(name), *_sides([differences[name]])] for name in _BEHAVIOUR]
+        behaviour = [[_said(name), *_sides([differences[name]])] for name in _BEHAVIOUR if name in differences]
         parts += [
             f"## {_heading(setting)} (n = {len(after.episodes)})",
             table(["component", *(f"{one}: {what}" for one in VARIANTS for what in _SIDES)], components),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from agemem_policies.steps import StopReason
 from agemem_training.facts import coverage
-from agemem_training.judges import answer_score, success
+from agemem_training.judges import NoScore, answer_score, success
 from agemem_training.rewards.calls import found_it_unknown, had_effect, policy_calls, retrieved
 from agemem_training.rewards.context import (
     answered,
@@ -27,6 +28,8 @@ from agemem_training.rewards.store import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from agemem_training.judges import AnswerJudge, MemoryJudge
     from agemem_training.record import Episode
 
@@ -62,6 +65,10 @@ class JudgeScores:
     """Of the entries added in stage 1 (paper)."""
     relevance: float | None = None
     """Of what was retrieved in stage 3."""
+    asked: int = 0
+    """So many grades were asked for."""
+    missing: tuple[str, ...] = ()
+    """Why some of those were not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +103,27 @@ class Reward:
     strict: Terms
     tools: float
     """Share of the policy's calls that had an effect (released)."""
+    ungraded: int | None = None
+    """Grades that a judge was asked for and did not give, so that words gave them; None where there is no judge."""
 
     def figures(self) -> dict[str, float]:
         """Everything by name, such as ``strict/storage``, for logs and reports."""
         named = {"total": self.total, "success": float(self.success), "tools": self.tools}
         for variant, terms in (("paper", self.paper), ("strict", self.strict)):
             named |= {f"{variant}/{one.name}": float(getattr(terms, one.name)) for one in fields(terms)}
-        return named
+        return named if self.ungraded is None else named | {"ungraded": float(self.ungraded)}
 
 
-def reward(
-    episode: Episode, settings: RewardSettings = RewardSettings(), scores: JudgeScores = JudgeScores()
-) -> Reward:
+def reward(episode: Episode, settings: RewardSettings = RewardSettings(), scores: JudgeScores | None = None) -> Reward:
     """The reward of an episode.
 
     Args:
         episode: that ended.
         settings: which variant, and how its terms weigh.
-        scores: of judges, where some were asked; see :func:`judged`.
+        scores: of judges; None where there are none. See :func:`judged`.
     """
+    ungraded = None if scores is None else len(scores.missing)
+    scores = scores or JudgeScores()
     task = _task(episode, scores)
     calls = policy_calls(episode)
     idle = sum(not had_effect(call, episode) for call in calls)
@@ -145,24 +154,43 @@ def reward(
         no_effect_cost=settings.no_effect_cost,
     )
     totals = {"paper": paper.total, "strict": strict.total, "released": _released(paper, tools), "answer": task}
-    return Reward(_clipped(totals[settings.variant], settings.clip), _succeeded(episode), paper, strict, tools)
+    total = _clipped(totals[settings.variant], settings.clip)
+    return Reward(total, _succeeded(episode), paper, strict, tools, ungraded)
 
 
 async def judged(
     episode: Episode, *, answers: AnswerJudge | None = None, memories: MemoryJudge | None = None
 ) -> JudgeScores:
-    """Ask judges about an episode; what no judge is given for stays with words and gold facts.
+    """Ask judges about an episode, all questions at once.
+
+    What no judge is given for, or gives no grade for, stays with words and gold facts; so do the memories of a task
+    without gold facts, for which there is nothing to be useful.
 
     Raises:
-        ProviderError: a judge gave no grade.
+        ExceptionGroup: of ``ProviderError``: a judge cannot be asked.
     """
-    return JudgeScores(
-        answer=await answers.grade_answer(episode.answer or "", episode.task)
-        if answers and answered(episode)
-        else None,
-        storage=await memories.grade_memories(added_in_stage_1(episode), episode.task) if memories else None,
-        relevance=await memories.grade_memories(retrieved(episode) or [], episode.task) if memories else None,
-    )
+    task = episode.task
+    questions: dict[str, Coroutine[None, None, float]] = {}
+    if answers and answered(episode):
+        questions["answer"] = answers.grade_answer(episode.answer or "", task)
+    if memories and task.gold:
+        shown = {"storage": added_in_stage_1(episode), "relevance": retrieved(episode)}
+        # None at all are worth nothing, by words as well.
+        questions |= {name: memories.grade_memories(texts, task) for name, texts in shown.items() if texts}
+    async with asyncio.TaskGroup() as group:
+        asked = {name: group.create_task(_grade(one)) for name, one in questions.items()}
+    grades = {name: one.result() for name, one in asked.items()}
+    given = {name: grade for name, grade in grades.items() if not isinstance(grade, str)}
+    missing = tuple(grade for grade in grades.values() if isinstance(grade, str))
+    return JudgeScores(**given, asked=len(questions), missing=missing)
+
+
+async def _grade(question: Coroutine[None, None, float]) -> float | str:
+    """A grade, or why there is none."""
+    try:
+        return await question
+    except NoScore as error:
+        return str(error)
 
 
 def _terms(  # noqa: PLR0913  one per component

@@ -85,6 +85,17 @@ def test_if_nothing_fell_the_report_says_so() -> None:
     assert "Nothing fell outside its interval." in report_markdown(results(Metrics((), (before, same))))
 
 
+def test_grades_that_a_judge_did_not_give_are_counted() -> None:
+    done = grpo(3)
+    for at, one in enumerate(done):
+        assert one.rollouts is not None
+        figures = one.rollouts.figures | {"ungraded": 0.25}
+        done[at] = replace(one, rollouts=replace(one.rollouts, figures=figures))
+    text = report_markdown(results(Metrics(tuple(done))))
+    assert "| grades by words, as the judge gave none | 24 in 96 episodes |" in text
+    assert "as the judge gave none" not in report_markdown(results())
+
+
 def test_others_are_compared_with_what_came_after(text: str, data: dict[str, Any]) -> None:
     row = line_of(text, "| L2, greedy, seed 7 | demonstrator")
     assert row.count("[") == 4
