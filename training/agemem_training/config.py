@@ -17,7 +17,7 @@ from agemem_policies.baselines import KITS
 from agemem_policies.budget import Overflow
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 
@@ -121,6 +121,18 @@ class EnvironmentConfig(_Frozen):
         return name
 
 
+class RewardWeights(_Frozen):
+    """How much each part of a reward counts; `released` has weights of its own."""
+
+    task: float = Field(default=1 / 3, ge=0)
+    context: float = Field(default=1 / 3, ge=0)
+    memory: float = Field(default=1 / 3, ge=0)
+    rounds_penalty: float = Field(default=1.0, ge=0, description="For running out of rounds.")
+    overflow_penalty: float = Field(default=0.5, ge=0, description="For a context that outgrew its budget.")
+    no_effect_cost: float = Field(default=0.02, ge=0, description="Of each call without effect, in `strict` alone.")
+    clip: float | None = Field(default=None, gt=0, description="Largest size of the total, either way.")
+
+
 class RewardConfig(_Frozen):
     """What is paid for."""
 
@@ -134,6 +146,7 @@ class RewardConfig(_Frozen):
         default=True,
         description="It grades not answers alone, but what was stored in stage 1 (paper) and retrieved in stage 3.",
     )
+    weights: RewardWeights = RewardWeights()
 
     @model_validator(mode="after")
     def _judge(self) -> Self:
@@ -310,11 +323,15 @@ def changed(config: RunConfig, **tables: Mapping[str, Any]) -> RunConfig:
 def as_toml(config: RunConfig) -> str:
     """The configuration as a file that :func:`load_config` reads; what is none is left out."""
     data = config.model_dump(mode="json", exclude_none=True)
-    tables: dict[str, dict[str, Any]] = {name: value for name, value in data.items() if isinstance(value, dict)}
-    lines = [f"{name} = {_toml(value)}" for name, value in data.items() if name not in tables]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
-    return "\n".join(lines) + "\n"
+    return "\n".join(_lines(data)) + "\n"
+
+
+def _lines(data: Mapping[str, Any], name: str = "") -> Iterator[str]:
+    """A table, what stands in it by itself first: in TOML all that follows the head of a table is in that table."""
+    tables = {key: cast("dict[str, Any]", value) for key, value in data.items() if isinstance(value, dict)}
+    yield from (f"{key} = {_toml(value)}" for key, value in data.items() if key not in tables)
+    for key, table in tables.items():
+        yield from ("", f"[{name}{key}]", *_lines(table, f"{name}{key}."))
 
 
 def _toml(value: object) -> str:

@@ -79,7 +79,17 @@ def world_of(config: RunConfig, tokenizer_folder: Path | None, vectors: VectorCa
 
 def pay_of(config: RunConfig) -> RewardSettings:
     """What an episode is paid for."""
-    return RewardSettings(variant=config.reward.variant)
+    reward = config.reward
+    return RewardSettings(
+        variant=reward.variant,
+        w_task=reward.weights.task,
+        w_context=reward.weights.context,
+        w_memory=reward.weights.memory,
+        rounds_penalty=reward.weights.rounds_penalty,
+        overflow_penalty=reward.weights.overflow_penalty,
+        no_effect_cost=reward.weights.no_effect_cost,
+        clip=reward.weights.clip,
+    )
 
 
 def judge_of(config: RunConfig) -> JudgeSettings | None:

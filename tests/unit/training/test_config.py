@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agemem_mcp.errors import ConfigurationError
-from agemem_training.config import RunConfig, as_toml, changed, differences, load_config, load_preset, preset_names
+from agemem_training.config import (
+    RewardConfig,
+    RunConfig,
+    as_toml,
+    changed,
+    differences,
+    load_config,
+    load_preset,
+    preset_names,
+)
+from agemem_training.rewards import RewardSettings
+from agemem_training.settings_of import pay_of
 from agemem_training.tasks.choosing import parse_source
 
 if TYPE_CHECKING:
@@ -49,6 +60,24 @@ def test_a_resolved_configuration_says_everything_that_is_set(tmp_path: Path) ->
     assert "warm_start" not in told
 
 
+def test_the_weights_of_the_reward_can_be_set_and_go_through_the_file_into_what_is_paid(tmp_path: Path) -> None:
+    text = 'seed = 2\n[reward]\nvariant = "paper"\n[reward.weights]\ntask = 0.5\nno_effect_cost = 0.0\nclip = 1.0\n'
+    config = load_config(written(tmp_path, text))
+    assert pay_of(config) == RewardSettings("paper", w_task=0.5, no_effect_cost=0.0, clip=1.0)
+    told = as_toml(config)
+    assert "\n[reward.weights]\ntask = 0.5\n" in told
+    assert load_config(written(tmp_path, told)) == config
+    assert differences(RunConfig(seed=2, reward=RewardConfig(variant="paper")), config) == [
+        "reward.weights.task: 0.3333333333333333 → 0.5",
+        "reward.weights.no_effect_cost: 0.02 → 0.0",
+        "reward.weights.clip: None → 1.0",
+    ]
+
+
+def test_what_is_paid_where_nothing_is_set_is_the_default_of_rewards() -> None:
+    assert pay_of(RunConfig()) == RewardSettings()
+
+
 def test_texts_survive_the_file_whatever_is_in_them(tmp_path: Path) -> None:
     system = 'You "manage"\nmemory \\ 記憶 \U0001f642'
     config = RunConfig.model_validate({"environment": {"system": system}})
@@ -63,6 +92,8 @@ def test_texts_survive_the_file_whatever_is_in_them(tmp_path: Path) -> None:
         ('seed = "x"', "seed: Input should be a valid integer"),
         ("[grpo]\ntrajectories = 1", "grpo.trajectories: Input should be greater"),
         ('[reward]\nvariant = "kind"', "reward.variant: Input should be 'paper', 'strict'"),
+        ("[reward.weights]\nw_task = 1", "reward.weights.w_task: Extra inputs"),
+        ("[reward.weights]\noverflow_penalty = -0.5", "reward.weights.overflow_penalty: Input should be greater"),
         ('[environment]\nkit = "nope"', "environment.kit: Value error, there is no kit 'nope'; there are agemem"),
         ("[model]\nhidden_size = 30\nheads = 4", "model: Value error, hidden_size 30 is no multiple of heads 4"),
         ('[tasks]\nsources = ["a:b"]\nweights = [1, 2]', "tasks: Value error, 2 weights for 1 sources"),
