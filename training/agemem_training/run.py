@@ -209,7 +209,7 @@ class TrainingRun:
             await self._make_start()
         failed = [one for one in read_gates(folder.start) if not one.passed]
         if failed and not self.wishes.force and folder.newest() is None:
-            listed = ", ".join(f"{one.skill} {one.right / max(one.n, 1):.2f}" for one in failed)
+            listed = ", ".join(map(str, failed))
             msg = (
                 f"The warm start lacks skills that reinforcement learning cannot teach ({listed}; at least "
                 f"{failed[0].required} each). Train it longer, or go on by --resume {folder.path} --force."

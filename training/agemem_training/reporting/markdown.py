@@ -120,7 +120,7 @@ def _gates(results: Results) -> str:
             with_interval(wilson(gate.right, gate.n)) if gate.n else MISSING,
             str(gate.n),
             f"≥ {gate.required:g}",
-            "yes" if gate.passed else "**no**",
+            "yes" if gate.passed else "**no**" if gate.n >= gate.least else f"**no**, n < {gate.least}",
         ]
         for gate in results.gates
     ]

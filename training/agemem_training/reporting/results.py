@@ -56,11 +56,18 @@ class SkillGate:
     right: int
     n: int
     required: float
+    least: int = 1
+    """Turns that the skill must be measured by at least: one right of one says nothing."""
 
     @property
     def passed(self) -> bool:
-        """Whether GRPO may start, as far as this skill goes: where nobody tried it, if none is required."""
-        return self.right >= self.required * self.n if self.n else self.required <= 0
+        """Whether GRPO may start, as far as this skill goes: in any case where nothing is required."""
+        return self.required <= 0 or (self.n >= self.least and self.right >= self.required * self.n)
+
+    def __str__(self) -> str:
+        """For people: what it came to, and whether that is measured by too few turns."""
+        share = f"{self.skill} {self.right / max(self.n, 1):.2f}"
+        return share if self.n >= self.least else f"{share} of {self.n} turns, too few to tell: at least {self.least}"
 
 
 class Setting(NamedTuple):

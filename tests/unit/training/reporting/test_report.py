@@ -56,6 +56,19 @@ def test_a_gate_that_was_missed_stands_out(text: str) -> None:
     assert line_of(text, "| second query").endswith("| **no** |")
 
 
+def test_a_skill_that_was_measured_by_too_few_turns_has_not_passed_and_says_why() -> None:
+    gate = SkillGate(skill="ids", right=1, n=1, required=0.9, least=40)
+    enough = replace(gate, right=36, n=40)
+    assert (gate.passed, enough.passed, replace(enough, right=35).passed) == (False, True, False)
+    assert str(gate) == "ids 1.00 of 1 turns, too few to tell: at least 40"
+    assert str(replace(enough, right=35)) == "ids 0.88"
+    text = report_markdown(replace(results(), gates=(gate, enough)))
+    assert [line.rpartition("| ≥ 0.9 |")[2] for line in text.splitlines() if "| ids" in line[:6]] == [
+        " **no**, n < 40 |",
+        " yes |",
+    ]
+
+
 @pytest.mark.parametrize("level", ["L1", "L2", "L3"])
 @pytest.mark.parametrize("mode", ["greedy", "sampled"])
 def test_each_level_has_success_before_and_after_with_interval_n_and_seed(text: str, level: str, mode: str) -> None:
