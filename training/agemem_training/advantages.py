@@ -61,16 +61,3 @@ def group_advantages(rewards_G: Sequence[float] | FloatG, *, epsilon: float = EP
     if std < _SAME:
         return GroupAdvantages(np.zeros_like(rewards), mean, std, zero_variance=True)
     return GroupAdvantages((rewards - mean) / (std + epsilon), mean, std, zero_variance=False)
-
-
-def step_advantages(advantages_G: Sequence[float] | FloatG, steps_G: Sequence[int]) -> list[FloatG]:
-    """Give every step of a trajectory the advantage of the trajectory.
-
-    Args:
-        advantages_G: one for each trajectory.
-        steps_G: how many steps each has.
-
-    Returns:
-        For each trajectory one number per step.
-    """
-    return [np.full(steps, advantage, dtype=np.float64) for advantage, steps in zip(advantages_G, steps_G, strict=True)]

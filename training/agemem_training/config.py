@@ -170,9 +170,7 @@ class WarmStartConfig(_Frozen):
     muon_learning_rate: float = Field(default=2e-2, gt=0, description="Of the weight matrices.")
     observation_weight: float = Field(default=0.1, ge=0, description="Of what the policy is shown, beside 1.")
     gate: float = Field(default=0.9, ge=0, le=1, description="What each copying skill must reach.")
-    skill_drills: int = Field(
-        default=600, ge=1, description="Drills that the skills are measured by; of few turns no skill passes."
-    )
+    skill_drills: int = Field(default=600, ge=1, description="Drills that the skills are measured by.")
 
 
 class GrpoConfig(_Frozen):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agemem_mcp.errors import ConfigurationError, InvalidOperation
-from agemem_training.advantages import group_advantages, step_advantages
+from agemem_training.advantages import group_advantages
 
 REWARDS = st.lists(st.floats(-3, 3, allow_nan=False), min_size=2, max_size=16)
 
@@ -50,8 +50,3 @@ def test_the_advantages_of_a_group_sum_to_0_and_keep_the_order(rewards: list[flo
 def test_shifting_and_scaling_rewards_changes_nothing(rewards: list[float], shift: float, scale: float) -> None:
     moved = [scale * reward + shift for reward in rewards]
     assert group_advantages(moved).advantages_G == pytest.approx(group_advantages(rewards).advantages_G, abs=1e-2)
-
-
-def test_every_step_gets_the_advantage_of_its_trajectory() -> None:
-    spread = step_advantages([0.5, -0.5], [2, 3])
-    assert [one.tolist() for one in spread] == [[0.5, 0.5], [-0.5, -0.5, -0.5]]

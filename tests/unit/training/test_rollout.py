@@ -120,8 +120,8 @@ async def test_cohorts_change_what_is_sampled_together_and_not_what_is_sampled(
 ) -> None:
     """Guaranteed are each trajectory's draws; log-probabilities differ in the order in which numbers are added.
 
-    So tokens could differ where a draw falls within such an error of a boundary. Random ids of memories would differ
-    as well: those are given in the order of the additions of all scopes. Sequential ones count within their scope.
+    So tokens could differ where a draw falls within such an error of a boundary. Ids of memories do not differ: random
+    ones are drawn for each scope by itself, sequential ones count within it.
     """
     one, two = [await rolled(model, settings, cohorts=count) for count in (1, 2)]
     for first, second in zip(one.episodes, two.episodes, strict=True):

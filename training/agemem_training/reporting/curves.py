@@ -55,7 +55,7 @@ _COMPONENTS = (
     ("no_effect_calls", "storage", "maintenance", "relevance", "memory", "penalty_overflow"),
 )
 """The penalty for calls without effect is their number times a constant."""
-_TITLES = {
+TITLES = {
     "task": "task",
     "context": "context (mean of the three)",
     "memory": "memory (mean of the three)",
@@ -79,11 +79,12 @@ def draw_curves(metrics: Metrics, path: Path) -> None:
         OSError: it cannot be written.
     """
     picture = io.BytesIO()
-    FigureCanvasAgg(_figure(metrics)).print_png(picture)
+    FigureCanvasAgg(curves(metrics)).print_png(picture)
     write_atomically(path, picture.getvalue())
 
 
-def _figure(metrics: Metrics) -> Figure:
+def curves(metrics: Metrics) -> Figure:
+    """The picture, not drawn yet."""
     figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=_DPI, layout="constrained", facecolor="white")
     grid = figure.add_gridspec(4, _COLUMNS, height_ratios=[1.75, 1, 1, 1])
     own = [one for one in metrics.evaluations if one.name in {BEFORE, DURING, AFTER}]
@@ -225,7 +226,7 @@ def _tools(ax: Axes, metrics: Metrics) -> None:
 
 
 def _component(ax: Axes, metrics: Metrics, name: str) -> None:
-    dress(ax, _TITLES.get(name, name), small=True)
+    dress(ax, TITLES.get(name, name), small=True)
     drawn = [
         line(ax, series, colour, style=style)
         for variant, (colour, style) in _VARIANTS.items()

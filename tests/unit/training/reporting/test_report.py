@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from tests.unit.training.reporting.runs import NAMES, evaluation, grpo, metrics,
 
 from agemem_mcp.errors import InvalidOperation
 from agemem_training.reporting import AFTER, BEFORE, DURING, Metrics, SkillGate, installed_versions, write_report
+from agemem_training.reporting.comparing import COMPONENTS, VARIANTS
+from agemem_training.reporting.figures import TOOLS
 from agemem_training.reporting.markdown import report_markdown
 from agemem_training.reporting.report import SCHEMA_VERSION, report_data
 
@@ -80,9 +83,15 @@ def test_each_level_has_success_before_and_after_with_interval_n_and_seed(text: 
 
 def test_every_component_of_both_variants_and_every_tool_has_a_row(text: str) -> None:
     section = section_of(text, "L3, greedy")
-    rows = [line.split(" | ")[0].removeprefix("| ") for line in section.splitlines() if line.startswith("| ")]
-    assert {"task", "storage", "maintenance", "penalty_overflow", "total", "task success", "prompt tokens"} <= set(rows)
-    assert {"Add_memory", "Update_memory", "Delete_memory", "Summary_context", "Filter_context"} <= set(rows)
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in section.splitlines() if re.match(r"\| [^-]", line)]
+    components, behaviour = rows[1 : 1 + len(COMPONENTS)], rows[2 + len(COMPONENTS) :]
+    assert components == list(COMPONENTS)
+    assert [one for one in behaviour if one in TOOLS] == list(TOOLS)
+    assert {"task success", "reward trained on", "steps", "prompt tokens"} <= set(behaviour)
+    header = line_of(section, "| component")
+    assert [f"{variant}: {side}" for variant in VARIANTS for side in ("before", "after", "difference")] == [
+        cell.strip() for cell in header.split("|")[2:-1]
+    ]
 
 
 def test_a_component_that_fell_is_marked_in_its_row_and_listed_under_the_result(text: str) -> None:
