@@ -27,6 +27,9 @@ The loss is -J. Deviations:
 * 1/|E| and 1/n_t stand in the weights (`rows.py`), so that the losses of micro-batches add up to that of the batch.
 """
 
+# torch is an extra: where it is installed its types are checked, elsewhere the rest still is
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from contextlib import contextmanager
@@ -34,6 +37,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from agemem_mcp.errors import AgeMemError
 
@@ -41,6 +45,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from torch import Tensor
+
+
+LOGITS_AT_ONCE = 2**26
+"""So many go from logits to log-probabilities together; a policy from scratch never has as many."""
 
 
 class NotFinite(AgeMemError):  # noqa: N818  the tree's names follow the HTTP vocabulary
@@ -195,6 +203,8 @@ def action_logprobs(
     """Log-probabilities of the action tokens.
 
     Logits are computed for these alone: of a long prompt, those of all positions would take more memory than all else.
+    Where they are many, what is made of them is made of some at a time, and again for the gradient: of a vocabulary of
+    150,000 it takes 18 bytes a logit beside the logits themselves, which for a whole micro-batch is tens of gigabytes.
 
     Args:
         model: a causal language model of transformers, also within peft or a data-parallel wrapper: its ``forward`` is
@@ -212,16 +222,31 @@ def action_logprobs(
         raise ValueError(msg)
     before_B_T = is_action_B_T.roll(-1, dims=1)
     with _head_only_at(model, before_B_T):
-        output = model(input_ids=ids_B_T, attention_mask=attention_B_T, use_cache=False)
-    logits_N_V = cast("Tensor", output.logits).float() / temperature
-    log_total_N = logits_N_V.logsumexp(-1)
-    logprobs_N = logits_N_V.gather(-1, ids_B_T[is_action_B_T][:, None])[:, 0] - log_total_N
-    with torch.no_grad():
-        entropies_N = log_total_N - (logits_N_V.softmax(-1) * logits_N_V).sum(-1)
+        logits_N_V: Tensor = model(input_ids=ids_B_T, attention_mask=attention_B_T, use_cache=False).logits
+    ids_N = ids_B_T[is_action_B_T]
+    at_once = max(1, LOGITS_AT_ONCE // logits_N_V.shape[-1])
+    if len(ids_N) <= at_once:
+        logprobs_N, entropies_N = _of_logits(logits_N_V, ids_N, temperature)
+    else:
+        parts = [
+            cast("tuple[Tensor, Tensor]", checkpoint(_of_logits, *some, temperature, use_reentrant=False))
+            for some in zip(logits_N_V.split(at_once), ids_N.split(at_once), strict=True)
+        ]
+        logprobs_N, entropies_N = (torch.cat(one) for one in zip(*parts, strict=True))
     empty_B_T = torch.zeros(ids_B_T.shape, dtype=logprobs_N.dtype, device=logprobs_N.device)
     return ActionLogprobs(
         empty_B_T.masked_scatter(is_action_B_T, logprobs_N), empty_B_T.masked_scatter(is_action_B_T, entropies_N)
     )
+
+
+def _of_logits(logits_N_V: Tensor, ids_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of tokens, and entropies of what they were drawn from."""
+    logits_N_V = logits_N_V.float() / temperature
+    log_total_N = logits_N_V.logsumexp(-1)
+    logprobs_N = logits_N_V.gather(-1, ids_N[:, None])[:, 0] - log_total_N
+    with torch.no_grad():
+        entropies_N = log_total_N - (logits_N_V.softmax(-1) * logits_N_V).sum(-1)
+    return logprobs_N, entropies_N
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from agemem_policies.policy import Completion, Prompt
 from agemem_policies.steps import Step
+from agemem_training import loss
 from agemem_training.loss import LossInputs, LossSettings, NotFinite, action_logprobs, grpo_loss
 from agemem_training.rows import merged_rows, padded, step_count
 
@@ -271,6 +272,34 @@ def test_logits_are_computed_for_actions_alone() -> None:
     # And afterwards for all again.
     model(input_ids=torch.zeros((1, 9), dtype=torch.long))
     assert rows[-1] == 9
+
+
+@pytest.mark.parametrize("at_once", [1, 4 * VOCABULARY, 14 * VOCABULARY + 1])
+def test_taking_some_logits_at_a_time_changes_neither_loss_nor_gradient(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = padded(merged_rows(trajectory(), steps_in_batch=5, advantage=0.8))
+    whole, parted = tiny_model(), tiny_model()
+    expected = loss_of(whole, batch, LossSettings())
+    expected.loss.backward()
+    taken: list[int] = []
+    plain = loss._of_logits
+
+    def counted(logits_N_V: Tensor, ids_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        taken.append(len(ids_N))
+        return plain(logits_N_V, ids_N, temperature)
+
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(loss, "_of_logits", counted)
+    found = loss_of(parted, batch, LossSettings())
+    found.loss.backward()
+    assert max(taken) == max(1, at_once // VOCABULARY)
+    assert float(found.loss.detach()) == pytest.approx(float(expected.loss.detach()), abs=1e-6)
+    assert (found.kl, found.entropy) == pytest.approx((expected.kl, expected.entropy))
+    for one, other in zip(parted.parameters(), whole.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.allclose(one.grad, other.grad, atol=1e-6)
 
 
 def test_what_follows_an_action_changes_nothing() -> None:
