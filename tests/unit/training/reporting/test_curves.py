@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from tests.unit.training.reporting.runs import evaluation, grpo, metrics, warm_start
 
@@ -45,8 +46,9 @@ def panels(run: Metrics) -> dict[str, Axes]:
 
 def drawn(ax: Axes) -> list[tuple[str, list[tuple[float, float]]]]:
     """Colour and points of each line, those of intervals aside."""
-    lines = [one for one in ax.get_lines() if one.get_linestyle() != "None" and len(one.get_xdata()) > 0]
-    return [(str(one.get_color()), [(float(x), float(y)) for x, y in one.get_xydata()]) for one in lines]
+    lines = [one for one in ax.get_lines() if one.get_linestyle() != "None"]
+    points = [np.asarray(one.get_xydata(), dtype=float).tolist() for one in lines]
+    return [(str(one.get_color()), [(x, y) for x, y in each]) for one, each in zip(lines, points, strict=True) if each]
 
 
 def recorded(run: Metrics, name: str) -> list[tuple[float, float]]:
