@@ -89,6 +89,19 @@ def joined_by(others: int, work: Callable[..., None], *arguments: object) -> Gen
             one.end()
 
 
+@contextmanager
+def own_accelerate() -> Generator[None]:
+    """Accelerate keeps the group and the arithmetic of a process's first run: forget those before, and this one's."""
+    from accelerate.state import AcceleratorState  # noqa: PLC0415  who only asks for its rank needs no torch
+
+    forget = AcceleratorState._reset_state  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    forget(reset_partial_state=True)
+    try:
+        yield
+    finally:
+        forget(reset_partial_state=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _Other:
     """Another process."""

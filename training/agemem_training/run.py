@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -29,7 +28,7 @@ from agemem_training.held_out import HeldOut
 from agemem_training.journal import Journal, Part
 from agemem_training.learner import Learner
 from agemem_training.loading import Trainable, load_trainable, own_device, save_merged, shipped_warm_start
-from agemem_training.processes import OtherEnded, check_shares, is_first, is_launched, joined_by
+from agemem_training.processes import OtherEnded, check_shares, is_first, is_launched, joined_by, own_accelerate
 from agemem_training.progress import Progress
 from agemem_training.reporting.metrics import MetricsFile
 from agemem_training.reporting.model_card import write_model_card
@@ -141,14 +140,14 @@ class TrainingRun:
             if is_first():
                 await self._start()
             others = self.config.processes - 1 if self.config.grpo.iterations and not is_launched() else 0
-            with joined_by(others, _follow, self.config, self.wishes):
+            with joined_by(others, _follow, self.config, self.wishes), own_accelerate():
                 self._phase = "learning"
                 accelerator = self._joined()
                 state = await self._reinforce(accelerator)
                 self._phase = "end"
                 # What a process holds that another one of the run started, that one sees.
-                seen = gather_object([0.0 if multiprocessing.parent_process() else memory.peak])
-                memory.seen = max(memory.seen, sum(seen))
+                peaks = gather_object([0.0 if multiprocessing.parent_process() else memory.peak])
+                memory.seen = max(memory.seen, sum(peaks))
                 accelerator.free_memory()
                 accelerator.end_training()
             if is_first():
@@ -179,8 +178,6 @@ class TrainingRun:
 
     def _joined(self) -> Accelerator:
         """Join the other processes, if there are any; all use the first one's folder."""
-        # It keeps the group and the arithmetic of a process's first run.
-        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision="bf16" if self._mixed else "no",
