@@ -21,7 +21,7 @@ from agemem_training.checkpoints import RunState  # noqa: E402  as above
 from agemem_training.config import changed  # noqa: E402  as above
 from agemem_training.learner import Learner  # noqa: E402  as above
 from agemem_training.loading import load_trainable  # noqa: E402  as above
-from agemem_training.rewards import JudgeScores, RewardSettings, reward  # noqa: E402  as above
+from agemem_training.rewards import RewardSettings, reward  # noqa: E402  as above
 from agemem_training.settings_of import rules_of, world_of  # noqa: E402  as above
 from agemem_training.tasks.synthetic import LEVELS, Stories  # noqa: E402  as above
 from agemem_training.trainer import Draws, Setting, Share, Trainer  # noqa: E402  as above
@@ -111,7 +111,7 @@ def test_groups_without_variance_are_counted_and_drawn_anew_and_the_others_stay(
         assert (again.groups, again.zero_variance_groups, again.resampled_groups) == (4, len(alike(again)), len(flat))
         tasks = [one.task.task_id for one in once.rollouts.episodes]
         assert [one.task.task_id for one in again.rollouts.episodes] == tasks
-        assert again.rewards == [reward(one, RewardSettings(), JudgeScores()) for one in again.rollouts.episodes]
+        assert again.rewards == [reward(one, RewardSettings()) for one in again.rollouts.episodes]
         assert {task for task in range(4) if said(once, task) != said(again, task)} == flat
         assert (again.rollouts.written_tokens > once.rollouts.written_tokens) == bool(flat)
         seen += 0 < len(flat) < 4

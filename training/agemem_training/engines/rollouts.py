@@ -108,6 +108,8 @@ def server_sampler(config: RunConfig, trainable: Trainable, adapter: Path) -> Se
         trainable.eos_ids,
         temperature=grpo.temperature,
         max_tokens=grpo.turn_tokens,
+        # Processes that sampled alike would learn from half as much.
+        seed=config.seed * 1009 + int(os.environ.get("RANK", "0")),
     )
     return ServerSampler(policy, adapter)
 

@@ -81,7 +81,7 @@ def adapter_run(start: Path, url: str) -> RunConfig:
     return changed(
         tiny_run(start),
         model={"lora_rank": 2, "lora_targets": ("q_proj", "v_proj")},
-        grpo={"iterations": 3, "rollout_url": url, "rollout_model": MODEL},
+        grpo={"iterations": 3, "trajectories": 4, "rollout_url": url, "rollout_model": MODEL},
         evaluation={"every": 5, "final_episodes": 1},
     )
 
