@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_HOW_TO_GO_ON = "A run goes on from its last checkpoint by --resume."
 _FEW = 8
 """Below so many questions the share that went unanswered says nothing."""
 
@@ -50,7 +49,7 @@ async def graded(
     asked = sum(one.asked for one in scores)
     missing = [why for one in scores for why in one.missing]
     if asked >= _FEW and 2 * len(missing) > asked:
-        msg = f"The judge graded {asked - len(missing)} of {asked}. {missing[-1]} {_HOW_TO_GO_ON}"
+        msg = f"The judge graded {asked - len(missing)} of {asked}. {missing[-1]}"
         raise ProviderError(msg)
     if missing:
         log.warning("the judge gave no score, words graded instead", missing=len(missing), asked=asked)
@@ -64,6 +63,6 @@ async def _scores(episodes: Sequence[Episode], judge: JudgeSettings) -> list[Jud
                 memories = model if judge.memories else None
                 asked = [group.create_task(judged(one, answers=model, memories=memories)) for one in episodes]
     except ProviderError as error:
-        msg = f"The judge cannot be asked. {error} {_HOW_TO_GO_ON}"
+        msg = f"The judge cannot be asked. {error}"
         raise ProviderError(msg) from error
     return [one.result() for one in asked]

@@ -9,6 +9,7 @@ import asyncio
 import multiprocessing
 import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -43,14 +44,13 @@ from agemem_training.vectors import remembered_vectors
 from agemem_training.worlds import opened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from agemem_mcp.adapters.embedding import VectorCache
     from agemem_training.config import RunConfig
     from agemem_training.costs import MemoryWatch
     from agemem_training.tasks.recorded import Survey
     from agemem_training.tasks.source import TaskSource
-    from agemem_training.trainer import Iterated
 
 _LONGEST_WAIT = timedelta(days=1)
 """Of one process for another: the first one makes the warm start and the evaluations alone."""
@@ -216,7 +216,8 @@ class TrainingRun:
         self._journal.begin(0 if newest is None else load_checkpoint_state(newest)[0].iteration)
         start = self._loaded_start(own_device(), adapter=False)
         await check_server(self.config, start, folder.adapter)
-        await self._held_out.measure(start, BEFORE, 0, saved=folder.start)
+        with self._telling_what_is_kept():
+            await self._held_out.measure(start, BEFORE, 0, saved=folder.start)
 
     def _check_resumed(self) -> None:
         before = load_config(self.folder.path / CONFIG)
@@ -274,7 +275,8 @@ class TrainingRun:
             # A run that was stopped had no time for the evaluation that was due.
             await self._evaluate_if_due(accelerator, learner, trainable, state)
             while state.iteration < total and not self._worn_out(state):
-                done = await self._iterated(trainer, state)
+                with self._telling_what_is_kept():
+                    done = await trainer.iterate(state)
                 parts = gather_object([Part.of(done)])
                 if accelerator.is_main_process:
                     self._journal.iterated(done, parts, total)
@@ -294,10 +296,12 @@ class TrainingRun:
             self._save_policy(learner, trainable, state)
         return state
 
-    async def _iterated(self, trainer: Trainer, state: RunState) -> Iterated:
+    @contextmanager
+    def _telling_what_is_kept(self) -> Generator[None]:
+        """Where something ends the run, its text also says how to go on."""
         try:
             with single_errors():
-                return await trainer.iterate(state)
+                yield
         except AgeMemError as error:
             error.args = (f"{error} {self.folder.what_is_kept()}",)
             raise
@@ -341,7 +345,8 @@ class TrainingRun:
         success = 0.0
         if accelerator.is_main_process:
             current = Trainable(learner.model, trainable.tokenizer, trainable.eos_ids)
-            success = await self._held_out.measure(current, DURING, at)
+            with self._telling_what_is_kept():
+                success = await self._held_out.measure(current, DURING, at)
         # The other processes must come to the same conclusions.
         best = state.note(float(learner.over_processes(success)[0, 0]))
         if best and patience is not None and accelerator.is_main_process:
@@ -364,7 +369,8 @@ class TrainingRun:
         out = self.folder.path
         trainable = load_trainable(self.config.model.model_copy(update={"path": str(out), "lora_rank": None}))
         trainable.model.to(own_device())
-        await self._held_out.measure(trainable, AFTER, state.iteration, saved=out)
+        with self._telling_what_is_kept():
+            await self._held_out.measure(trainable, AFTER, state.iteration, saved=out)
         results = Results(
             run=Run(
                 name=self.config.preset,
