@@ -50,7 +50,7 @@ _SUPERVISED_STEPS = 3600
 """Rollouts and updates of the preset's 50 iterations took 492 s, a step .135 s, in the run that is shipped."""
 _L3 = {"sources": ("synthetic:L3",), "weights": None}
 _NO_CONTEXT_TOOLS = {"overflow": "truncate_oldest"}
-"""Who cannot make room is shown the newest of a context: else every long story would end there."""
+"""Who cannot make room is shown the newest of a context; else a story that fills it ends there, as for all others."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ VARIANTS = {
     "ltm": Variant(
         "tools of long-term memory alone", PURPLE, {"environment": {"kit": "agemem_ltm", **_NO_CONTEXT_TOOLS}}
     ),
+    "ltm-hard": Variant("the same, a full context ends a story", BLACK, {"environment": {"kit": "agemem_ltm"}}),
     "ltm-rag": Variant(
-        "the same, retrieval by itself", GREY, {"environment": {"kit": "agemem_rag", **_NO_CONTEXT_TOOLS}}
+        "long-term memory alone, retrieval by itself", GREY, {"environment": {"kit": "agemem_rag", **_NO_CONTEXT_TOOLS}}
     ),
     "no-memory": Variant(
         "no tools",
@@ -84,12 +85,14 @@ VARIANTS = {
         {"environment": {"kit": "no_memory", **_NO_CONTEXT_TOOLS}, "grpo": {"iterations": 0}, "tasks": _L3},
     ),
 }
-SAME_STORIES = ("paper", "answer", "supervised", "ltm", "ltm-rag")
+SAME_STORIES = ("paper", "answer", "supervised", "ltm", "ltm-hard", "ltm-rag")
 """What the strict reward is compared with, story by story: runs of the same seed, measured at every level."""
 LADDER = (
     ("no memory", "no-memory", BEFORE),
     ("LTM tools, retrieval by itself", "ltm-rag", BEFORE),
     ("LTM tools, retrieval by itself + RL", "ltm-rag", AFTER),
+    ("LTM tools, a full context ends a story", "ltm-hard", BEFORE),
+    ("LTM tools, a full context ends a story + RL", "ltm-hard", AFTER),
     ("LTM tools", "ltm", BEFORE),
     ("LTM tools + RL", "ltm", AFTER),
     ("LTM + STM tools", "strict", BEFORE),

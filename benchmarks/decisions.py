@@ -15,15 +15,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from agemem_policies.policy import Prompt
-from agemem_policies.protocol import ProtocolViolation, parse
+from agemem_policies.protocol import parse
 from agemem_training.config import load_preset
 from agemem_training.loading import load_trainable
 from agemem_training.mini.drills import drill
+from agemem_training.mini.skills import turns_written
 from agemem_training.reporting.tables import table
-from agemem_training.sampling import Asked, TurnSampler
+from agemem_training.sampling import TurnSampler
 from agemem_training.tasks.synthetic.language import UNKNOWN
 
 if TYPE_CHECKING:
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 _SPLITS: tuple[Split, ...] = ("train", "test")
 _SKILLS: tuple[Skill, ...] = ("add", "update", "delete", "answer", "unknown")
 _KINDS = ("Add_memory", "Update_memory", "Delete_memory", "answer", UNKNOWN)
-_BATCH = 64
 
 
 def main() -> None:
@@ -76,15 +73,9 @@ def decisions(sampler: TurnSampler, system: str, split: Split, drills: int) -> C
         rng = random.Random(f"decisions {skill}")
         exchanges = [one for _ in range(drills) for one in drill(rng, system=system, split=split, skill=skill)]
         due += [(one, kind) for one in exchanges if (kind := _kind(parse(one.turn))) in _KINDS]
-    for start in range(0, len(due), _BATCH):
-        part = due[start : start + _BATCH]
-        sampler.forget()
-        asked = [Asked(n, Prompt(one.shown), np.random.default_rng(n)) for n, (one, _) in enumerate(part)]
-        for (_, kind), completion in zip(part, sampler.sample(asked), strict=True):
-            try:
-                decided[kind, _kind(parse(completion.text, strict=True))] += 1
-            except ProtocolViolation:
-                decided[kind, "unreadable"] += 1
+    turns = turns_written(sampler, [exchange for exchange, _ in due])
+    for (_, kind), turn in zip(due, turns, strict=True):
+        decided[kind, "unreadable" if turn is None else _kind(turn)] += 1
     return decided
 
 

@@ -21,7 +21,7 @@ from agemem_training.sampling import Asked
 from agemem_training.tasks.synthetic.language import RELATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from agemem_policies.protocol import Turn
     from agemem_training.mini.scene import Exchange
@@ -63,24 +63,32 @@ def measure_skills(
     wanted = [(exchange, list(_skills_of(parse(exchange.turn)))) for exchange in exchanges]
     wanted = [(exchange, skills) for exchange, skills in wanted if skills]
     right, tried = Counter[str](), Counter[str]()
-    for start in range(0, len(wanted), _BATCH):
-        part = wanted[start : start + _BATCH]
-        sampler.forget()
-        turns = sampler.sample([_asked(number, exchange) for number, (exchange, _) in enumerate(part)])
-        for (exchange, skills), completion in zip(part, turns, strict=True):
-            turn = _turn(completion.text)
-            if turn is not None and _decision(turn) != _decision(parse(exchange.turn)):
-                continue
-            written = dict(_skills_of(turn))
-            for skill, value in skills:
-                tried[skill] += 1
-                right[skill] += written.get(skill) == value
-    sampler.forget()
+    turns = turns_written(sampler, [exchange for exchange, _ in wanted])
+    for (exchange, skills), turn in zip(wanted, turns, strict=True):
+        if turn is not None and _decision(turn) != _decision(parse(exchange.turn)):
+            continue
+        written = dict(_skills_of(turn))
+        for skill, value in skills:
+            tried[skill] += 1
+            right[skill] += written.get(skill) == value
     return [SkillResult(skill, right[skill], tried[skill]) for skill in SKILLS]
 
 
-def _asked(number: int, exchange: Exchange) -> Asked:
-    return Asked(number, Prompt(exchange.shown), np.random.default_rng(number))
+def turns_written(sampler: TurnSampler, exchanges: Sequence[Exchange]) -> Iterator[Turn | None]:
+    """What a policy writes in each of some exchanges of drills; None where that cannot be read.
+
+    Args:
+        sampler: of the policy.
+        exchanges: that it is shown, each by itself.
+    """
+    for start in range(0, len(exchanges), _BATCH):
+        asked = [
+            Asked(number, Prompt(one.shown), np.random.default_rng(number))
+            for number, one in enumerate(exchanges[start : start + _BATCH])
+        ]
+        sampler.forget()
+        yield from (_turn(completion.text) for completion in sampler.sample(asked))
+    sampler.forget()
 
 
 def _turn(text: str) -> Turn | None:
