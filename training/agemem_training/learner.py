@@ -60,7 +60,7 @@ class Learner:
         self._settings = LossSettings(config.beta, config.clip, config.ratio)
         # Dropout would make the log-probabilities those of another policy than the one that sampled. Only recomputing
         # activations asks for the training mode.
-        self._trains = bool(getattr(model, "is_gradient_checkpointing", False))
+        self._trains = any(getattr(one, "gradient_checkpointing", False) for one in model.modules())
         self._reference: Any = None
         if config.beta and not _has_adapter(model):
             self._reference = copy.deepcopy(model).eval().requires_grad_(requires_grad=False).to(accelerator.device)

@@ -109,7 +109,9 @@ def _hub_answers() -> bool:
 
 def _prepared(model: Any, config: ModelConfig) -> Any:  # noqa: ANN401  as above
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # The second is what transformers before 5.24 calls it.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if config.lora_rank is None:
         return model
     try:

@@ -18,6 +18,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from agemem_policies.local.chat_ids import ChatEncoder
+from agemem_policies.local.generation import cache_name_of
 from agemem_policies.local.text_stream import TextStream
 from agemem_policies.policy import Completion
 
@@ -106,8 +107,13 @@ class TurnSampler:
             temperature: 0 takes the most probable token.
             max_tokens: of a turn.
             keep: keep keys and values between turns. They take memory for every token of every live trajectory.
+
+        Raises:
+            ConfigurationError: the model takes no cache.
         """
         self._model = model
+        # An adapter's forward takes anything and hands it on.
+        self._cache_name = cache_name_of(model.get_base_model() if hasattr(model, "get_base_model") else model)
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._encoder = ChatEncoder(tokenizer, eos_ids)
@@ -138,7 +144,7 @@ class TurnSampler:
         known = dict(self._kept)
         for group in _longer_ones(rows):
             self._read_ahead(group, known)
-        batch = _Batch(self._model, rows, known, self._max_tokens)
+        batch = _Batch(self._model, self._cache_name, rows, known, self._max_tokens)
         while batch.live:
             self._draw(batch.logits_B_V, batch.live)
             batch.advance(keep=self._keep)
@@ -151,7 +157,7 @@ class TurnSampler:
     def _read_ahead(self, rows: list[_Row], known: dict[int, _Kept]) -> None:
         """Read all of prompts but their last tokens."""
         ahead = [replace(row, prompt_ids=row.prompt_ids[:-1]) for row in rows]
-        known |= _Batch(self._model, ahead, known, 0).put_by()
+        known |= _Batch(self._model, self._cache_name, ahead, known, 0).put_by()
         for row in rows:
             row.common = len(row.prompt_ids) - 1
 
@@ -256,10 +262,18 @@ class _Layer(CacheLayerMixin):
 class _Batch:
     """Rows that are written together."""
 
-    def __init__(self, model: Any, rows: list[_Row], kept: dict[int, _Kept], max_tokens: int) -> None:  # noqa: ANN401  as above
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401  as above
+        cache_name: str,
+        rows: list[_Row],
+        kept: dict[int, _Kept],
+        max_tokens: int,
+    ) -> None:
         self.live = list(rows)
         self.kept: dict[int, _Kept] = {}
         self._model = model
+        self._cache_name = cache_name
         self._max_tokens = max_tokens
         device = model.device
         old = max(row.common for row in rows)
@@ -332,8 +346,8 @@ class _Batch:
             input_ids=ids_B_T,
             attention_mask=self._mask_B_T[:, : self._width],
             position_ids=positions_B_T,
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self._cache_name: self._cache},
         )
         return given.logits[:, -1].float()

@@ -29,6 +29,24 @@ _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """From transformers 5.24 on, before that, and before that of state space models."""
 
 
+def cache_name_of(model: Any) -> str:  # noqa: ANN401  any causal model
+    """By which name a model's ``forward`` takes its cache.
+
+    Args:
+        model: a causal language model of transformers.
+
+    Raises:
+        ConfigurationError: it takes none.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    name = next((one for one in _CACHE_NAMES if one in accepted), None)
+    if name is None:
+        # some take any name and ignore it; without its memory a model would see its last token alone
+        message = f"{type(model).__name__} takes no cache of transformers, so it cannot generate token by token here."
+        raise ConfigurationError(message)
+    return name
+
+
 @dataclass(slots=True)
 class Row:
     """One prompt and what was sampled after it."""
@@ -69,14 +87,7 @@ class Batch:
         """
         self._model = model
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
-        named = [name for name in _CACHE_NAMES if name in self._accepted]
-        if not named:
-            # some take any name and ignore it; without its memory a model would see its last token alone
-            message = (
-                f"{type(model).__name__} takes no cache of transformers, so it cannot generate token by token here."
-            )
-            raise ConfigurationError(message)
-        self._cache_name = named[0]
+        self._cache_name = cache_name_of(model)
         self._temperature = temperature
         self._top_p = top_p
         self._state: _State | None = None
