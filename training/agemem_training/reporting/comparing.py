@@ -18,6 +18,8 @@ Verdict: TypeAlias = Literal["rose", "fell", "fell within the interval", "same"]
 COMPONENTS = tuple(one.name for one in fields(Terms))
 """Of each variant, in the order of reports."""
 VARIANTS = ("strict", "paper")
+_SMALLEST = 5e-4
+"""That is seen of a difference in a report, which rounds to a thousandth."""
 _NEITHER_GOOD_NOR_BAD = ("steps", "prompt_tokens", "ungraded")
 
 
@@ -43,6 +45,8 @@ class Difference:
         """What became of something that is better the higher it is; None for what is not, such as counts of calls."""
         if self.name in _NEITHER_GOOD_NOR_BAD or self.name.startswith("calls/") or self.name.endswith("_calls"):
             return None
+        if abs(self.difference.estimate) < _SMALLEST:
+            return "same"
         if self.difference.above_zero:
             return "rose"
         if self.difference.below_zero:

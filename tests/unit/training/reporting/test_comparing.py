@@ -45,7 +45,9 @@ def test_counts_neither_rise_for_the_better_nor_fall_for_the_worse(name: str) ->
     assert difference(name, -3, -1).verdict is None
 
 
-def test_a_difference_that_is_a_rounding_error_is_none() -> None:
+def test_a_difference_that_a_report_rounds_to_nothing_is_none() -> None:
+    assert difference("strict/task", -4e-4, -3e-4).verdict == "same"
+    assert difference("strict/task", -7e-4, -6e-4).verdict == "fell"
     assert difference("strict/task", -2e-17, 1e-17).verdict == "same"
     assert difference("strict/task", 1e-17, 2e-17).verdict == "same"
 
