@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agemem_mcp.errors import ConfigurationError
+from agemem_training.reporting.writing import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -48,7 +49,7 @@ class RunState:
 
     iteration: int = 0
     """The last that was done."""
-    drawn: list[int] = field(default_factory=list[int])
+    drawn: dict[str, int] = field(default_factory=dict[str, int])
     """Tasks drawn from each source."""
     best: float | None = None
     """Task success of the best evaluation so far."""
@@ -84,6 +85,11 @@ class RunFolder:
         return self.path / "start"
 
     @property
+    def checkpoint_folder(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
     def best(self) -> Path:
         """The weights of the best evaluation."""
         return self.path / "best"
@@ -102,10 +108,25 @@ class RunFolder:
         self.check_new()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / CONFIG).write_text(config, encoding="utf-8")
+            self.note_config(config)
         except OSError as error:
             msg = f"The folder {self.path} cannot be made ({error}). Name another one with --out."
             raise ConfigurationError(msg) from error
+
+    def note_config(self, config: str) -> None:
+        """Write what the run goes on with: for people, who may change it, and beside the checkpoints as it was used.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.checkpoint_folder.mkdir(exist_ok=True)
+        for place in (self.checkpoint_folder / CONFIG, self.path / CONFIG):
+            write_atomically(place, config)
+
+    def used_config(self) -> Path:
+        """Where what the run was made with so far is written."""
+        used = self.checkpoint_folder / CONFIG
+        return used if used.is_file() else self.path / CONFIG
 
     def check_new(self) -> None:
         """Refuse a folder that a run is in.
@@ -125,7 +146,7 @@ class RunFolder:
         Raises:
             ConfigurationError: it cannot be written; the text says so.
         """
-        folder = self.path / "checkpoints" / f"iteration-{state.iteration:05d}"
+        folder = self.checkpoint_folder / f"iteration-{state.iteration:05d}"
         try:
             with replaced(folder) as unfinished:
                 _save_weights(weights, unfinished / _WEIGHTS)
@@ -153,7 +174,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Those that are whole, oldest first."""
-        return sorted(one for one in (self.path / "checkpoints").glob("iteration-*") if (one / _STATE).is_file())
+        return sorted(one for one in self.checkpoint_folder.glob("iteration-*") if (one / _STATE).is_file())
 
     def newest(self) -> Path | None:
         """The newest checkpoint."""
@@ -163,9 +184,14 @@ class RunFolder:
     def what_is_kept(self) -> str:
         """Tells people what a run that failed can go on from."""
         last = self.newest()
+        if last is None and not self.start.is_dir():
+            return f"Nothing was saved; --resume {self.path} begins anew."
         if last is None:
             return f"No iteration was saved; --resume {self.path} starts reinforcement learning anew."
-        return f"The last good checkpoint is {last.name}: go on from it by --resume {self.path}."
+        return (
+            f"The last good checkpoint is {last.name}: go on from it by --resume {self.path}. To go on with other "
+            "settings, change its config.toml and add --force."
+        )
 
 
 @contextmanager
@@ -195,7 +221,7 @@ def load_checkpoint_state(folder: Path) -> tuple[RunState, dict[str, Tensor], di
     try:
         state = RunState(**json.loads((folder / _STATE).read_text("utf-8")))
         weights = load_file(folder / _WEIGHTS)
-        optimizer: dict[str, Any] = torch.load(folder / _OPTIMIZER, weights_only=True)
+        optimizer: dict[str, Any] = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
     except Exception as error:
         msg = f"The checkpoint {folder} cannot be read ({error}). Delete it to resume from the one before."
         raise ConfigurationError(msg) from error

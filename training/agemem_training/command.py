@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _FOR_MODELS = "qwen2.5-7b-hotpotqa"
 """The preset of --model."""
+_EPISODES = 200
+"""Of --evaluate."""
 _INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -60,7 +62,10 @@ def train(
     evaluate: Annotated[
         Path | None, typer.Option(help="Only measure this checkpoint, on fresh held-out tasks.", show_default=False)
     ] = None,
-    episodes: Annotated[int, typer.Option(min=1, help="With --evaluate: of each source of tasks.")] = 200,
+    episodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --evaluate: of each source of tasks; default 200.", show_default=False),
+    ] = None,
     sampled: Annotated[bool, typer.Option("--sampled", help="With --evaluate: sample, not greedy.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on although a skill is missing or the configuration differs.")
@@ -74,8 +79,11 @@ def train(
     """Train a policy that manages memory, and measure it on tasks it has not seen."""
     start_logging(load_settings().log_level)
     _check_combination(out=out, resume=resume, evaluate=evaluate)
-    if evaluate is not None:
+    if evaluate is None:
+        _check_training(episodes=episodes, sampled=sampled)
+    else:
         _check_measuring(model=model, iterations=iterations, force=force)
+    if evaluate is not None:
         chosen = _of_checkpoint(evaluate, preset, config)
     elif resume is not None and preset is None and config is None:
         chosen = _of_run(resume)
@@ -84,14 +92,15 @@ def train(
     chosen = _with_options(chosen, seed=seed, model=model, tasks=tasks, iterations=iterations)
     _need_torch()
     resume_garbage_collection()
-    show = _shower(yes=yes)
+    # Of several processes that a launcher started, one asks.
+    show = _shower(yes=yes or not is_first())
     if dry_run:
         _show_plan(chosen, as_json=json)
     elif evaluate is not None:
         from agemem_training.measuring import Measuring, measure  # noqa: PLC0415  loads torch
 
         with _telling_interruption():
-            measure(chosen, evaluate, Measuring(episodes, not sampled, json), show=show)
+            measure(chosen, evaluate, Measuring(episodes or _EPISODES, not sampled, json), show=show)
     else:
         _train(chosen, resume or out, show, resume=resume is not None, force=force, as_json=json)
 
@@ -102,6 +111,14 @@ def _check_combination(*, out: Path | None, resume: Path | None, evaluate: Path 
         raise InvalidOperation(msg)
     if evaluate is not None and out is not None:
         msg = "--evaluate writes no folder: give it without --out."
+        raise InvalidOperation(msg)
+
+
+def _check_training(*, episodes: int | None, sampled: bool) -> None:
+    """Refuse what training would not heed: its own measurements are set in the configuration."""
+    if episodes is not None or sampled:
+        option = "--sampled" if episodes is None else "--episodes"
+        msg = f"{option} is for --evaluate. What training measures is set by [evaluation] of the configuration."
         raise InvalidOperation(msg)
 
 
@@ -129,9 +146,10 @@ def _train(
     first = is_first()
     with _telling_interruption(), Progress(silent=not first) as progress:
         folder = run(config, wishes, progress, show)
-        # A policy that was trained with ids that count from one can name no others.
-        ids = "AGEMEM_IDS=sequential " if config.environment.ids == "sequential" else ""
-        chat = f"{ids}agemem-mcp chat --policy hf:{folder}"
+        # A policy that was trained with ids that count from one can name no others, such as a person's memory has.
+        chat = f"agemem-mcp chat --policy hf:{folder}"
+        if config.environment.ids == "sequential":
+            chat = f"AGEMEM_IDS=sequential {chat} --data-dir {folder / 'memory'}"
         progress.note(f"the policy and its report are in {folder}; talk with it: {chat}")
     if as_json and first:
         report = json_of((folder / "report.json").read_bytes())
@@ -167,11 +185,11 @@ def _show_plan(config: RunConfig, *, as_json: bool) -> None:
 
 def _need_torch() -> None:
     try:
-        for name in ("torch", "transformers", "accelerate"):
+        for name in ("torch", "transformers", "accelerate", "matplotlib", "psutil"):
             importlib.import_module(name)
     except ImportError as error:
         msg = (
-            f"Training needs torch, transformers and accelerate ({error}). Install torch for your machine, then "
+            f"Training needs what the extra `train` installs ({error}). Install torch for your machine, then "
             '`pip install "agemem-mcp[train]"`.'
         )
         raise ConfigurationError(msg) from error

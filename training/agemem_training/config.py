@@ -58,6 +58,10 @@ class ModelConfig(_Frozen):
         if self.hidden_size % self.heads:
             msg = f"hidden_size {self.hidden_size} is no multiple of heads {self.heads}"
             raise ValueError(msg)
+        width = self.hidden_size // self.heads
+        if width % 2:
+            msg = f"a head's share of hidden_size {self.hidden_size} is {width}: it must be even"
+            raise ValueError(msg)
         return self
 
 
@@ -111,6 +115,13 @@ class EnvironmentConfig(_Frozen):
     embedding: str | None = Field(
         default=None, description="The server's embedding model, or `none`; none: its default."
     )
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> Self:
+        if self.answer_tokens >= self.budget_tokens:
+            msg = f"answer_tokens {self.answer_tokens} leave nothing of budget_tokens {self.budget_tokens}"
+            raise ValueError(msg)
+        return self
 
     @field_validator("kit")
     @classmethod
@@ -168,7 +179,9 @@ class WarmStartConfig(_Frozen):
     batch_tokens: int = Field(default=1500, ge=64)
     learning_rate: float = Field(default=3e-3, gt=0)
     muon_learning_rate: float = Field(default=2e-2, gt=0, description="Of the weight matrices.")
-    observation_weight: float = Field(default=0.1, ge=0, description="Of what the policy is shown, beside 1.")
+    observation_weight: float = Field(
+        default=0.1, ge=0, description="Of every token but those of repeats; what is to be written counts 1 more."
+    )
     gate: float = Field(default=0.9, ge=0, le=1, description="What each copying skill must reach.")
     skill_drills: int = Field(default=600, ge=1, description="Drills that the skills are measured by.")
 
@@ -231,11 +244,13 @@ class RunConfig(_Frozen):
 
     preset: str = "custom"
     seed: int = 0
+    device: Literal["auto", "cpu"] = Field(default="auto", description="`auto` is a GPU, where there is one.")
     threads: int | None = Field(default=None, ge=1, description="Of torch; processes divide them.")
     processes: int = Field(
         default=1,
         ge=1,
-        description="On this machine, that share rollouts and updates, and on a CPU the evaluations before and after.",
+        description="On this machine, that share rollouts and updates, and on a CPU the evaluations before and after. "
+        "On GPUs each has one of its own.",
     )
     save_every: int = Field(default=10, ge=1, description="Iterations between two checkpoints.")
     model: ModelConfig = ModelConfig()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import resource
 import sys
 import threading
 from contextlib import contextmanager, suppress
@@ -32,6 +31,12 @@ def threads_of(config: RunConfig) -> int | None:
 
 def peak_memory() -> float:
     """The most that this process has held so far, in bytes."""
+    if sys.platform == "win32":
+        import psutil  # noqa: PLC0415  an extra
+
+        return float(psutil.Process().memory_info().peak_wset)
+    import resource  # noqa: PLC0415  Windows has no such module
+
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
 

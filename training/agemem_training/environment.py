@@ -97,6 +97,7 @@ class _Stages:
         self.rounds_left[stage] = left - len(ran.steps)
         first = len(self.episode.steps)
         self.episode.steps += [replace(step, index=first + number) for number, step in enumerate(ran.steps)]
+        self.episode.summary_tokens += ran.prompt_tokens - sum(step.completion.prompt_tokens or 0 for step in ran.steps)
         self.episode.sessions[stage] = ran.session_id
         self.episode.stop_reason = ran.stop_reason
         self.error = ran.error

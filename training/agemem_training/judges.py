@@ -227,7 +227,7 @@ def read_score(reply: str) -> float:
     if found is None or not 0 <= found <= 1:
         msg = (
             f'The judge gave no score from 0 to 1: {preview(reply, 200)!r}. It must reply {{"score": …}}; '
-            "use a model that follows the prompt, or change judge_answer.txt or judge_memory.txt."
+            "use a model that follows the prompt."
         )
         raise NoScore(msg)
     return found

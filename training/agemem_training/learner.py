@@ -36,7 +36,8 @@ class Updated:
     gradient_norm: float
     """Before it was clipped."""
     learning_rate: float
-    kl: float
+    kl: float | None
+    """To the reference; None where nothing is compared with it."""
     entropy: float
     clip_share: float
     ratio_max: float
@@ -94,7 +95,7 @@ class Learner:
             self._model.eval()
         norm = float(self._accelerator.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm) or 0.0)
         if not math.isfinite(norm):
-            msg = f"The gradient of iteration {iteration} is {norm}. Nothing was updated. Lower the learning rate."
+            msg = f"The gradient of iteration {iteration} is {norm}. Nothing was updated. Lower grpo.learning_rate."
             raise NotFinite(msg)
         rate = self._rate(iteration)
         for group in self.optimizer.param_groups:
@@ -107,10 +108,14 @@ class Learner:
             sum(one.entropy for one in results),
             sum(one.clip_share for one in results),
             sum(map(len, rows)),
+            sum(sum(row.weights_T) for row in rows),
         ).sum(0)
         ratio_max = float(self.over_processes(max(one.ratio_max for one in results)).max())
-        loss, kl, entropy, clip_share, tokens = sums.tolist()
-        return Updated(loss, norm, rate, kl, entropy, clip_share, ratio_max, int(tokens))
+        loss, kl, entropy, clip_share, tokens, weight = sums.tolist()
+        # Without a KL groups of equal rewards are left out, so that the weights of the others do not sum to 1.
+        share = 1 / weight if weight else 0.0
+        told = kl * share if self._config.beta else None
+        return Updated(loss, norm, rate, told, entropy * share, clip_share * share, ratio_max, int(tokens))
 
     def _rate(self, iteration: int) -> float:
         config = self._config

@@ -22,7 +22,7 @@ from agemem_policies.local.checkpoint import eos_ids_of, first_line
 from agemem_training.config import SHIPPED
 
 if TYPE_CHECKING:
-    from agemem_training.config import ModelConfig
+    from agemem_training.config import ModelConfig, RunConfig
 
 _PATIENCE_S = 5.0
 
@@ -41,9 +41,9 @@ class Trainable:
         return sum(one.numel() for one in self.model.parameters())
 
 
-def own_device() -> torch.device:
+def own_device(config: RunConfig) -> torch.device:
     """What a process works on that measures alone, or speaks for the others."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
 
 
 def shipped_warm_start() -> Path:
@@ -107,11 +107,16 @@ def _hub_answers() -> bool:
     return True
 
 
+def recompute_activations(model: Any) -> None:  # noqa: ANN401  as above
+    """Have an update compute anew what it does not keep: ``model.gradient_checkpointing``."""
+    # The second is what transformers before 5.24 calls it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def _prepared(model: Any, config: ModelConfig) -> Any:  # noqa: ANN401  as above
     if config.gradient_checkpointing:
-        # The second is what transformers before 5.24 calls it.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        recompute_activations(model)
     if config.lora_rank is None:
         return model
     try:

@@ -179,7 +179,7 @@ def _check(values_N: Tensor, inputs: LossInputs, what: str) -> None:
     value = float(values_N[bad].detach())
     msg = (
         f"In step {int(inputs.steps_B_T[row, token])} of {source}, {what} of token {token} is {value}. "
-        "Nothing was updated. Lower the learning rate, or train in float32 or bfloat16."
+        "Nothing was updated. Lower grpo.learning_rate."
     )
     raise NotFinite(msg)
 

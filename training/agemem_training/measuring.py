@@ -80,7 +80,7 @@ async def _measure(config: RunConfig, checkpoint: Path, wanted: Measuring, show:
 
     ways = [Measured(text, wanted.greedy) for text in sources]
     processes = config.processes
-    if processes > 1 and own_device().type == "cpu":
+    if processes > 1 and own_device(config).type == "cpu":
         what = Apart(config, checkpoint, sources, "test", wanted.episodes)
         await measure_apart(what, ways, processes=processes, on_measured=tell, board=VectorBoard())
     else:
@@ -93,7 +93,7 @@ async def _measure_here(
     config: RunConfig, checkpoint: Path, sources: Mapping[str, TaskSource], wanted: Measuring, tell: OnMeasured
 ) -> None:
     policy, place = policy_at(config, checkpoint, remembered_vectors())
-    policy.model.to(own_device())
+    policy.model.to(own_device(config))
     for text, source in sources.items():
         figures = await evaluate(
             policy, source, place, split="test", seed=config.seed, episodes=wanted.episodes, greedy=wanted.greedy

@@ -37,8 +37,12 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def check_shares(config: RunConfig) -> None:
-    """Refuse more processes than an iteration has tasks for: some would wait for the others and do nothing.
+def check_shares(config: RunConfig, gpus: int = 0) -> None:
+    """Refuse more processes than an iteration has tasks for, or the machine GPUs: some would have nothing to do.
+
+    Args:
+        config: of the run.
+        gpus: that it can use on this machine; 0 where it works on the CPU.
 
     Raises:
         ConfigurationError: there are more, whoever started them.
@@ -50,6 +54,12 @@ def check_shares(config: RunConfig) -> None:
         msg = (
             f"{processes} processes share the tasks of an iteration, which are {tasks} in all: some would do nothing. "
             f"Raise grpo.tasks to {processes} or more, or lower {fewer} to {tasks}."
+        )
+        raise ConfigurationError(msg)
+    if config.grpo.iterations and gpus and not is_launched() and config.processes > gpus:
+        msg = (
+            f"{config.processes} processes want a GPU each, and there are {gpus} here: lower processes to {gpus}, or "
+            'set device = "cpu".'
         )
         raise ConfigurationError(msg)
 

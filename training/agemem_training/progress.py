@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from agemem_training.supervised import Fit
 
 _LINE_EVERY = 10
-"""Iterations, and hundreds of updates of the warm start, between two lines where there is no terminal."""
+"""Iterations between two lines where there is no terminal."""
 _FITS_PER_LINE = 500
+"""The same for updates of the warm start."""
 _SMOOTH = 0.9
 
 

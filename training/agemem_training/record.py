@@ -46,6 +46,8 @@ class Episode:
     """T_max."""
     max_rounds: int = 0
     """N_max: turns in one stage after which the episode ends (``StopReason.MAX_ROUNDS``)."""
+    summary_tokens: int = 0
+    """That the policy's model read to write summaries of its own, beside the prompts of its steps."""
     environment_s: float = 0.0
     """Seconds that went into the memory server rather than the policy."""
     seed: int = 0

@@ -44,11 +44,6 @@ class Rollouts:
     read_tokens: int
     written_tokens: int
 
-    @property
-    def environment_share(self) -> float:
-        """Share of the time in which the model had nothing to write."""
-        return max(0.0, 1 - self.sampling_s / self.seconds) if self.seconds else 0.0
-
 
 async def roll_out(  # noqa: PLR0913  what rollouts are made of
     tasks: Sequence[Task],

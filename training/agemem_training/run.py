@@ -21,8 +21,8 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 from transformers.utils import logging as transformers_logging
 
 from agemem_mcp.errors import AgeMemError, ConfigurationError
-from agemem_training.checkpoints import CONFIG, RunFolder, RunState, load_checkpoint_state, load_weights, replaced
-from agemem_training.config import SHIPPED, as_toml, differences, load_config
+from agemem_training.checkpoints import RunFolder, RunState, load_checkpoint_state, load_weights, replaced
+from agemem_training.config import SHIPPED, as_toml
 from agemem_training.costs import threads_of, watched_memory
 from agemem_training.engines import check_server, server_sampler
 from agemem_training.held_out import HeldOut
@@ -35,6 +35,7 @@ from agemem_training.reporting.metrics import MetricsFile
 from agemem_training.reporting.model_card import write_model_card
 from agemem_training.reporting.report import write_report
 from agemem_training.reporting.results import AFTER, BEFORE, DURING, Results, Run, installed_versions
+from agemem_training.resuming import go_on_with
 from agemem_training.settings_of import judge_of, manner_of, rules_of, world_of
 from agemem_training.starting import SKILLS_FILE, WarmStart, read_gates
 from agemem_training.stopping import Interrupted, full_disks, interrupts, single_errors
@@ -125,7 +126,7 @@ class TrainingRun:
 
     async def run(self) -> None:
         """Train, measure, report: see :func:`train`."""
-        check_shares(self.config)
+        check_shares(self.config, torch.cuda.device_count() if own_device(self.config).type == "cuda" else 0)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         if self.config.threads is not None:
@@ -179,7 +180,7 @@ class TrainingRun:
     def _joined(self) -> Accelerator:
         """Join the other processes, if there are any; all use the first one's folder."""
         accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
+            cpu=own_device(self.config).type == "cpu",
             mixed_precision="bf16" if self._mixed else "no",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
         )
@@ -199,7 +200,7 @@ class TrainingRun:
         """The policy before reinforcement learning: made, its skills checked, measured."""
         folder = self.folder
         if self.wishes.resume:
-            self._check_resumed()
+            go_on_with(folder, self.config, self._journal, force=self.wishes.force)
         else:
             folder.check_new()
         if not (self.wishes.resume and folder.start.is_dir()):
@@ -214,21 +215,10 @@ class TrainingRun:
             raise ConfigurationError(msg)
         newest = folder.newest()
         self._journal.begin(0 if newest is None else load_checkpoint_state(newest)[0].iteration)
-        start = self._loaded_start(own_device(), adapter=False)
+        start = self._loaded_start(own_device(self.config), adapter=False)
         await check_server(self.config, start, folder.adapter)
         with self._telling_what_is_kept():
             await self._held_out.measure(start, BEFORE, 0, saved=folder.start)
-
-    def _check_resumed(self) -> None:
-        before = load_config(self.folder.path / CONFIG)
-        changed = "\n  ".join(differences(before, self.config))
-        if not changed:
-            return
-        if not self.wishes.force:
-            msg = f"This is not the run's configuration. Give --force to go on with another one:\n  {changed}"
-            raise ConfigurationError(msg)
-        self.progress.note(f"going on with another configuration:\n  {changed}")
-        (self.folder.path / CONFIG).write_text(as_toml(self.config), encoding="utf-8")
 
     async def _make_start(self) -> None:
         """Make a warm start, or copy what was named, so that the run stands on nothing outside its folder."""
@@ -314,6 +304,8 @@ class TrainingRun:
         state, weights, optimizer = load_checkpoint_state(newest)
         learner.load(weights)
         learner.optimizer.load_state_dict(optimizer)
+        for group in learner.optimizer.param_groups:
+            group["weight_decay"] = self.config.grpo.weight_decay
         self.progress.note(f"going on after iteration {state.iteration}")
         return state
 
@@ -322,7 +314,7 @@ class TrainingRun:
         server = server_sampler(self.config, trainable, self.folder.adapter)
         setting = Setting(rules_of(self.config), world, judge_of(self.config), server)
         weights = self.config.tasks.weights or (1.0,) * len(self._sources)
-        draws = Draws(list(self._sources.values()), weights, self.config.seed, list(state.drawn))
+        draws = Draws(self._sources, weights, self.config.seed, state.drawn)
         share = Share(
             accelerator.process_index,
             accelerator.num_processes,
@@ -368,7 +360,7 @@ class TrainingRun:
         """Measure the policy as it was saved, and report."""
         out = self.folder.path
         trainable = load_trainable(self.config.model.model_copy(update={"path": str(out), "lora_rank": None}))
-        trainable.model.to(own_device())
+        trainable.model.to(own_device(self.config))
         with self._telling_what_is_kept():
             await self._held_out.measure(trainable, AFTER, state.iteration, saved=out)
         results = Results(

@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from agemem_mcp.errors import ConfigurationError
 from agemem_policies.local.checkpoint import eos_ids_of
-from agemem_training.loading import Trainable, load_trainable
+from agemem_training.loading import Trainable, load_trainable, own_device
 from agemem_training.mini.drills import drill
 from agemem_training.mini.model import build_model
 from agemem_training.mini.renaming import Renamer
@@ -95,6 +97,8 @@ class WarmStart:
         teacher = Teacher(tokenizer, environment.system or "", environment.budget_tokens)
         rows: list[Row] = teacher.rows_of(shown)
         model = build_model(self.config.model, tokenizer, seed=self.config.seed) if begun is None else begun.model
+        # Float32 whatever it will be trained in later: bfloat16 knows no steps so small.
+        model.to(own_device(self.config), torch.float32)
         self._noted = time.perf_counter()
         warm_up(model, teacher, rows, warm, seed=self.config.seed, on_fit=self._fitted)
         model.eval()

@@ -69,7 +69,7 @@ class Supervised:
 
         Args:
             rows: what was shown and what should have been written.
-            observation_weight: how much a token counts that was shown, beside 1 for one that should be written.
+            observation_weight: how much every token counts; one that should be written counts 1 more.
 
         Raises:
             NotFinite: the loss is NaN or infinite; no weight was changed.
@@ -89,7 +89,10 @@ class Supervised:
         weights_N = is_action_N.float() + observation_weight
         loss = (losses_N * weights_N).sum() / weights_N.sum()
         if not bool(torch.isfinite(loss)):
-            msg = f"The loss of supervised step {self._done + 1} is {float(loss.detach())}. Lower the learning rate."
+            msg = (
+                f"The loss of supervised step {self._done + 1} is {float(loss.detach())}. Lower "
+                "warm_start.learning_rate and warm_start.muon_learning_rate."
+            )
             raise NotFinite(msg)
         self._apply(loss)
         with torch.no_grad():
@@ -117,7 +120,7 @@ def batches(make: Callable[[], Row], rng: random.Random, *, max_tokens: int) -> 
     Args:
         make: gives one more row.
         rng: source of chance.
-        max_tokens: of a batch, if all of its rows were as short as the shortest; at least two rows.
+        max_tokens: of a batch, padding included; of two rows also more.
     """
     pool: list[Row] = []
     while True:

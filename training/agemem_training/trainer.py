@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agemem_mcp.errors import ConfigurationError
 from agemem_training.advantages import group_advantages
 from agemem_training.costs import return_memory
 from agemem_training.grading import graded
@@ -22,7 +23,7 @@ from agemem_training.settings_of import pay_of
 from agemem_training.worlds import opened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from agemem_training.checkpoints import RunState
     from agemem_training.config import RunConfig
@@ -90,17 +91,20 @@ class Iterated:
 class Draws:
     """Tasks of several sources, drawn by chance; where it stands can be noted and taken up again."""
 
-    sources: Sequence[TaskSource]
+    sources: Mapping[str, TaskSource]
     weights: Sequence[float]
     seed: int
-    drawn: list[int] = field(default_factory=list[int])
-    _streams: list[Iterator[Task]] = field(default_factory=list["Iterator[Task]"])
+    drawn: dict[str, int] = field(default_factory=dict[str, int])
+    """How many of each source; of one that has become a source since there is nothing."""
+    _streams: dict[str, Iterator[Task]] = field(default_factory=dict[str, "Iterator[Task]"])
 
     def __post_init__(self) -> None:
         """Go on after what was drawn before."""
-        self.drawn = self.drawn or [0] * len(self.sources)
-        streams = [source.tasks("train", seed=self.seed) for source in self.sources]
-        self._streams = [islice(one, count, None) for one, count in zip(streams, self.drawn, strict=True)]
+        self.drawn = {name: self.drawn.get(name, 0) for name in self.sources}
+        self._streams = {
+            name: islice(source.tasks("train", seed=self.seed), self.drawn[name], None)
+            for name, source in self.sources.items()
+        }
 
     def draw(self, count: int, *, iteration: int) -> list[Task]:
         """The tasks of an iteration: one by chance from each of so many equal parts of the weights.
@@ -109,14 +113,14 @@ class Draws:
         them teaches.
         """
         rng = random.Random(f"{self.seed} {iteration}")  # noqa: S311  which tasks, no secret
-        up_to = list(accumulate(self.weights))
+        up_to, names = list(accumulate(self.weights)), list(self.sources)
         tasks: list[Task] = []
         for part in range(count):
             at = (part + rng.random()) / count * up_to[-1]
             # By rounding it may be at the very end, which belongs to no source.
             place = min(bisect_right(up_to, at), bisect_left(up_to, up_to[-1]))
-            tasks.append(next(self._streams[place]))
-            self.drawn[place] += 1
+            tasks.append(next(self._streams[names[place]]))
+            self.drawn[names[place]] += 1
         return tasks
 
 
@@ -189,7 +193,7 @@ class Trainer:
         updated = self._learner.update(rows, iteration=iteration)
         update_s = time.perf_counter() - began
         return_memory()
-        state.iteration, state.drawn = iteration, list(self._draws.drawn)
+        state.iteration, state.drawn = iteration, dict(self._draws.drawn)
         return Iterated(
             iteration=iteration,
             rewards=rewards,
@@ -253,6 +257,12 @@ class Trainer:
     def _rows(self, episodes: list[Episode], advantages: list[float], iteration: int) -> list[Row]:
         mine = sum(step_count(one.steps) for one in episodes)
         everyone = sum(self._share.gather([mine]))
+        if not everyone:
+            msg = (
+                f"In iteration {iteration} no episode came to a single turn: the system prompt, a message and "
+                "environment.answer_tokens are more than environment.budget_tokens. Raise that."
+            )
+            raise ConfigurationError(msg)
         rows: list[Row] = []
         for number, (episode, advantage) in enumerate(zip(episodes, advantages, strict=True)):
             if advantage or self._config.grpo.beta:

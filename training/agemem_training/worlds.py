@@ -6,6 +6,7 @@ ledger, or, where a server's ledger is out of reach, put together from the serve
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +19,7 @@ from agemem_mcp.adapters.system import RandomIds, SequentialIds, SteppingClock
 from agemem_mcp.app import service_gate
 from agemem_mcp.domain.memory import Scope, check_namespace
 from agemem_mcp.errors import InvalidOperation
-from agemem_mcp.settings import load_settings
+from agemem_mcp.settings import load_settings, setting_rows
 from agemem_policies.memory import tools_at, tools_in_process
 from agemem_training.results_ledger import NotedTools, ResultsLedger
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 NAMESPACE_PREFIX = "agemem-episodes"
 """Of what episodes leave on a server at a URL."""
 
+_OF_FILES = {"AGEMEM_ASSETS_DIR", "AGEMEM_HUB_URL", "AGEMEM_EMBEDDING_PATH"}
 _EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 _DAYS = 2000
 """Episodes happen within so many days of that, so that no date is learnt by heart."""
@@ -162,6 +164,7 @@ async def in_process(settings: WorldSettings, *, seed: int) -> AsyncGenerator[In
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="agemem-episodes-", dir=settings.folder))
         configured = load_settings(
+            environment=_environment(),
             data_dir=Path(folder),
             context={"budget_tokens": settings.budget_tokens, "tokenizer": settings.tokenizer},
             embedding_threads=settings.threads,
@@ -191,6 +194,15 @@ async def at_url(url: str, *, token: str | None = None) -> AsyncGenerator[UrlWor
     async with tools_at(url, token=token, namespace=world.namespace_of("hello")):
         pass
     yield world
+
+
+def _environment() -> dict[str, str]:
+    """The process's own, but of what concerns a person's memory only where files are.
+
+    An index elsewhere, quotas or a filter's mode would make a run another one than its configuration tells.
+    """
+    theirs = {name for name, _, _ in setting_rows()} - _OF_FILES
+    return {name: value for name, value in os.environ.items() if name not in theirs}
 
 
 def _scope(namespace: str) -> Scope:

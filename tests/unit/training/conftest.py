@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -18,3 +19,21 @@ def tiny_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.unit.training.tiny_policy import write_tiny_policy  # noqa: PLC0415  after the skip
 
     return write_tiny_policy(tmp_path_factory.mktemp("start") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four iterations in one go; who changes something changes a copy."""
+    from tests.unit.training.running import run  # noqa: PLC0415  after the skip
+    from tests.unit.training.tiny_policy import tiny_run  # noqa: PLC0415  as above
+
+    return run(tiny_run(tiny_start), tmp_path_factory.mktemp("runs") / "whole")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As it was before a run."""
+    import torch  # noqa: PLC0415  an extra
+
+    yield
+    torch.set_num_threads(1)

@@ -57,7 +57,8 @@ def some_weights(value: float = 1.0) -> dict[str, Any]:
 
 
 def test_state_weights_and_optimizer_come_back_as_they_were(tmp_path: Path) -> None:
-    state = RunState(iteration=7, drawn=[3, 4], best=0.5, best_iteration=6, worse=1, evaluated=6, seconds=12.5)
+    drawn = {"synthetic:L1": 3, "synthetic:L2": 4}
+    state = RunState(iteration=7, drawn=drawn, best=0.5, best_iteration=6, worse=1, evaluated=6, seconds=12.5)
     optimizer = optimizer_state()
     folder = RunFolder(tmp_path).save(state, some_weights(), optimizer)
     again, weights, moments = load_checkpoint_state(folder)

@@ -113,6 +113,8 @@ def test_of_a_model_with_an_adapter_the_adapter_alone_is_trained(tmp_path: Path)
         (["--resume", "absent"], "There is no run in absent"),
         (["--resume", "a", "--out", "b"], "--resume goes on in its own folder"),
         (["--evaluate", "absent"], "There is no checkpoint absent"),
+        (["--episodes", "50"], "--episodes is for --evaluate. What training measures is set by [evaluation] of the"),
+        (["--sampled", "--dry-run"], "--sampled is for --evaluate."),
         (["--evaluate", "a", "--out", "b"], "--evaluate writes no folder"),
         (["--evaluate", "a", "--model", "b"], "--evaluate measures the policy in its folder as it is and trains"),
         (["--evaluate", "a", "--iterations", "0"], "nothing: give it without --iterations."),
@@ -181,7 +183,8 @@ def test_a_run_ends_with_how_to_talk_with_its_policy(tiny_start: Path, tmp_path:
         return done.stderr.splitlines()[-1]
 
     assert last_line("random").endswith(f"; talk with it: agemem-mcp chat --policy hf:{tmp_path / 'random'}")
-    counted = f"; talk with it: AGEMEM_IDS=sequential agemem-mcp chat --policy hf:{tmp_path / 'sequential'}"
+    out = tmp_path / "sequential"
+    counted = f"; talk with it: AGEMEM_IDS=sequential agemem-mcp chat --policy hf:{out} --data-dir {out / 'memory'}"
     assert last_line("sequential").endswith(counted)
 
 

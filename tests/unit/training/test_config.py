@@ -96,6 +96,8 @@ def test_texts_survive_the_file_whatever_is_in_them(tmp_path: Path) -> None:
         ("[reward.weights]\noverflow_penalty = -0.5", "reward.weights.overflow_penalty: Input should be greater"),
         ('[environment]\nkit = "nope"', "environment.kit: Value error, there is no kit 'nope'; there are agemem"),
         ("[model]\nhidden_size = 30\nheads = 4", "model: Value error, hidden_size 30 is no multiple of heads 4"),
+        ("[model]\nhidden_size = 30\nheads = 2", "model: Value error, a head's share of hidden_size 30 is 15: it must"),
+        ("[environment]\nbudget_tokens = 1024", "environment: Value error, answer_tokens 1024 leave nothing of budget"),
         ('[tasks]\nsources = ["a:b"]\nweights = [1, 2]', "tasks: Value error, 2 weights for 1 sources"),
         ('[tasks]\nsources = ["a:b", "a:b"]', "tasks: Value error, a source is named twice"),
         ('[tasks]\nsources = ["a:b"]\nweights = [0]', "tasks: Value error, weights are 0 or more"),

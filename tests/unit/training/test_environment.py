@@ -21,6 +21,8 @@ from agemem_policies.steps import StopReason
 from agemem_training.config import RunConfig, changed
 from agemem_training.environment import Rules, run_episode
 from agemem_training.record import CONSTRUCTION, DISTRACTION, REASONING
+from agemem_training.reporting.figures import evaluate_figures
+from agemem_training.rewards import reward
 from agemem_training.settings_of import rules_of
 
 if TYPE_CHECKING:
@@ -91,6 +93,17 @@ async def test_an_episode_that_goes_well_ends_with_the_answer_to_the_query(world
     assert episode.context[-1].content == "<think></think><answer>Rome</answer>"
     assert (episode.context_tokens, episode.budget_tokens) == (sum(one.tokens for one in episode.context), 4096)
     assert episode.environment_s > 0
+
+
+async def test_what_is_read_to_summarise_is_counted_beside_the_steps(world: InProcessWorld) -> None:
+    summary = call("Summary_context", span="all")
+    lines = [*SOLVED[:5], summary, "They talked of zeppelins.", *SOLVED[6:]]
+    episode, policy = await lived(world, lines, own_summaries=True)
+    assert episode.answer == "Rome"
+    read = [sum(len(one.content.split()) for one in prompt.messages) for prompt in policy.seen]
+    assert episode.summary_tokens == read[6] > 0
+    [figure] = evaluate_figures([episode], [reward(episode)]).columns["prompt_tokens"]
+    assert figure == sum(read)
 
 
 async def test_the_context_is_new_in_stage_2_and_goes_on_in_stage_3_while_memory_stays(world: InProcessWorld) -> None:

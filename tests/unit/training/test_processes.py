@@ -87,6 +87,14 @@ def test_the_processes_that_a_run_starts_itself_are_no_more_than_its_tasks_eithe
     check_shares(changed(config, grpo={"iterations": 0}))
 
 
+def test_processes_that_a_run_starts_itself_have_a_gpu_each() -> None:
+    config = RunConfig.model_validate({"processes": 2, "grpo": {"tasks": 2}})
+    check_shares(config)
+    check_shares(config, gpus=2)
+    with pytest.raises(ConfigurationError, match="2 processes want a GPU each, and there are 1 here: lower processes"):
+        check_shares(config, gpus=1)
+
+
 def test_without_others_nothing_changes() -> None:
     with joined_by(0, wait):
         assert not is_launched()

@@ -1,13 +1,11 @@
-"""Whole runs: what they leave behind, how they are stopped and resumed, what they refuse."""
+"""Whole runs: what they leave behind, how several processes make one, what they refuse."""
 
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
 import re
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,10 +15,10 @@ for extra in ("torch", "transformers", "accelerate", "peft", "matplotlib"):
     pytest.importorskip(extra, reason=WHY)
 
 import torch  # noqa: E402  after the skip
-from safetensors.torch import save_file  # noqa: E402  as above
 from tests.unit.policies.local.tiny_checkpoint import write_random  # noqa: E402  as above
 from tests.unit.training import one_of_several  # noqa: E402  as above
 from tests.unit.training.processes import in_two_processes  # noqa: E402  as above
+from tests.unit.training.running import assert_same, evaluations, run, totals  # noqa: E402  as above
 from tests.unit.training.tiny_policy import SYSTEM, hotpotqa_file, tiny_run, weights_of  # noqa: E402  as above
 
 from agemem_mcp.errors import ConfigurationError  # noqa: E402  as above
@@ -28,66 +26,13 @@ from agemem_policies.local import LocalPolicy  # noqa: E402  as above
 from agemem_policies.policy import ChatMessage, Prompt  # noqa: E402  as above
 from agemem_training.checkpoints import load_checkpoint_state, load_weights  # noqa: E402  as above
 from agemem_training.config import SHIPPED, as_toml, changed, load_config  # noqa: E402  as above
-from agemem_training.loss import NotFinite  # noqa: E402  as above
-from agemem_training.progress import Progress  # noqa: E402  as above
 from agemem_training.reporting.metrics import MetricsFile  # noqa: E402  as above
-from agemem_training.run import Wishes, train  # noqa: E402  as above
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from agemem_training.config import RunConfig
-    from agemem_training.tasks.recorded import Survey
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As it was before."""
-    yield
-    torch.set_num_threads(1)
-
-
-def run(config: RunConfig, out: Path, **wishes: Any) -> Path:
-    def show(survey: Survey) -> None:
-        pytest.fail("nothing is recorded")
-
-    with Progress(silent=True) as progress:
-        return train(config, Wishes(out, "agemem-mcp train", **wishes), progress, show)
-
-
-def totals(out: Path) -> list[tuple[int, dict[str, float], float | None]]:
-    """What iterations came to, seconds aside."""
-    metrics = MetricsFile(out / "metrics.jsonl").read()
-    return [
-        (one.iteration, one.rollouts.figures, one.update.kl)
-        for one in metrics.of_phase("grpo")
-        if one.rollouts is not None
-    ]
-
-
-def evaluations(out: Path) -> list[tuple[str, int, str]]:
-    metrics = MetricsFile(out / "metrics.jsonl").read()
-    return [(one.name, one.iteration, one.level) for one in metrics.evaluations]
-
-
-def assert_same(mine: dict[str, torch.Tensor], yours: dict[str, torch.Tensor]) -> None:
-    assert mine.keys() == yours.keys()
-    assert [name for name in mine if not torch.equal(mine[name], yours[name])] == []
-
-
-def poison(out: Path) -> None:
-    """Make a weight of the newest checkpoint NaN, as an update gone wrong would."""
-    newest = max((out / "checkpoints").iterdir())
-    _, weights, _ = load_checkpoint_state(newest)
-    weights["model.norm.weight"][0] = math.nan
-    save_file(weights, newest / "weights.safetensors")
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four iterations in one go."""
-    return run(tiny_run(tiny_start), tmp_path_factory.mktemp("runs") / "whole")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_run_leaves_a_policy_that_loads_and_a_report_of_it(whole: Path, tiny_start: Path) -> None:
@@ -134,46 +79,6 @@ def test_the_same_seed_gives_the_same_iterations_and_another_one_others(
     assert totals(other)[0] != totals(whole)[0]
 
 
-def test_a_resume_is_bit_for_bit_what_the_run_would_have_been(whole: Path, tiny_start: Path, tmp_path: Path) -> None:
-    out = tmp_path / "parts"
-    shutil.copytree(whole, out)
-    for name in ("model.safetensors", "report.json", "report.md"):
-        (out / name).unlink()
-    shutil.rmtree(out / "checkpoints" / "iteration-00004")
-    wall_s = json.loads((whole / "report.json").read_text())["run"]["wall_s"]
-    run(tiny_run(tiny_start), out, resume=True)
-    assert_same(weights_of(out), weights_of(whole))
-    assert totals(out) == totals(whole)
-    assert evaluations(out) == evaluations(whole)
-    state, _, _ = load_checkpoint_state(out / "checkpoints" / "iteration-00002")
-    assert 0 < state.seconds < wall_s
-    assert json.loads((out / "report.json").read_text())["run"]["wall_s"] > state.seconds
-
-
-def test_a_resume_with_another_configuration_shows_the_difference_and_wants_force(
-    whole: Path, tiny_start: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(whole, out)
-    other = changed(tiny_run(tiny_start), grpo={"iterations": 5, "beta": 0.02})
-    with pytest.raises(ConfigurationError) as refused:
-        run(other, out, resume=True)
-    assert "--force" in str(refused.value)
-    assert "grpo.iterations: 4 → 5\n  grpo.beta: 0.01 → 0.02" in str(refused.value)
-    assert load_config(out / "config.toml") == tiny_run(tiny_start)
-    run(other, out, resume=True, force=True)
-    assert [one for one, _, _ in totals(out)] == [1, 2, 3, 4, 5]
-    assert load_config(out / "config.toml") == other
-
-
-def test_a_resume_with_weights_of_another_shape_is_refused(whole: Path, tiny_start: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(whole, out)
-    other = changed(tiny_run(tiny_start), model={"lora_rank": 2, "lora_targets": ("q_proj",)}, grpo={"iterations": 5})
-    with pytest.raises(ConfigurationError, match="another model"):
-        run(other, out, resume=True, force=True)
-
-
 def test_layers_that_an_adapter_would_leave_out_are_named(tiny_start: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"no LoRA adapter: target_parameters=.*Check model\.lora_targets"):
         run(changed(tiny_run(tiny_start), model={"lora_rank": 2}), tmp_path / "run")
@@ -184,20 +89,6 @@ def test_a_second_run_in_a_folder_is_refused_before_anything_is_done(whole: Path
     with pytest.raises(ConfigurationError, match=f"There is a run in {whole} already. Go on with it by --resume"):
         run(tiny_run(tiny_start), whole)
     assert (whole / "metrics.jsonl").read_bytes() == before
-
-
-def test_nan_stops_a_run_names_the_step_and_the_checkpoint_to_go_on_from(
-    whole: Path, tiny_start: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(whole, out)
-    shutil.rmtree(out / "checkpoints" / "iteration-00004")
-    poison(out)
-    with pytest.raises(NotFinite) as stopped:
-        run(tiny_run(tiny_start), out, resume=True)
-    assert re.search(r"In step \d+ of trajectory \d+ \(L1-train-", str(stopped.value))
-    assert "of iteration 3, " in str(stopped.value)
-    assert f"The last good checkpoint is iteration-00002: go on from it by --resume {out}." in str(stopped.value)
 
 
 @pytest.mark.parametrize(
@@ -355,16 +246,6 @@ def test_supervised_training_does_not_go_on_from_a_model_that_spells_names_other
     config = tiny_run(write_random(tmp_path / "other", chat_template="{{ messages }}"), warm_start={"episodes": 1})
     with pytest.raises(ConfigurationError, match="has another tokenizer"):
         run(config, tmp_path / "run")
-
-
-def test_a_run_that_was_killed_in_its_warm_start_begins_it_anew(whole: Path, tiny_start: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    (out / ".start").mkdir(parents=True)
-    (out / ".start" / "config.json").write_text("{")
-    (out / "config.toml").write_text(as_toml(tiny_run(tiny_start)))
-    run(tiny_run(tiny_start), out, resume=True)
-    assert_same(weights_of(out), weights_of(whole))
-    assert totals(out) == totals(whole)
 
 
 def test_two_processes_of_a_launcher_make_one_run(tiny_start: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from agemem_training.trainer import Iterated
 
-SOURCES = [Stories(level) for level in LEVELS]
+SOURCES = {level: Stories(level) for level in LEVELS}
 LENGTHS = (3, 14, 5, 13, 4, 12)
 TASKS = [replace(LIVES, task_id=str(length), distractors=("small talk",) * (length - 1)) for length in LENGTHS]
 
@@ -57,7 +57,7 @@ def test_every_iteration_has_tasks_of_every_source_that_weighs_enough() -> None:
     each = [levels(draws, iteration) for iteration in range(200)]
     assert all(one[level] >= 1 for one in each for level in LEVELS)
     total = sum(each, Counter[str]())
-    assert total == dict(zip(LEVELS, draws.drawn, strict=True))
+    assert total == draws.drawn
     for level, share in zip(LEVELS, (0.3, 0.4, 0.3), strict=True):
         assert total[level] / 1200 == pytest.approx(share, abs=0.03)
 
@@ -71,7 +71,7 @@ def test_draws_go_on_where_they_stood() -> None:
     whole, first = Draws(SOURCES, (1, 1, 1), seed=3), Draws(SOURCES, (1, 1, 1), seed=3)
     drawn = [whole.draw(6, iteration=iteration) for iteration in range(4)]
     assert [first.draw(6, iteration=iteration) for iteration in range(2)] == drawn[:2]
-    second = Draws(SOURCES, (1, 1, 1), seed=3, drawn=list(first.drawn))
+    second = Draws(SOURCES, (1, 1, 1), seed=3, drawn=dict(first.drawn))
     assert [second.draw(6, iteration=iteration) for iteration in range(2, 4)] == drawn[2:]
 
 
@@ -83,7 +83,7 @@ def iterated(start: Path, seed: int, **grpo: Any) -> Iterated:
     setting = Setting(rules_of(config), world_of(config, start))
 
     async def first() -> Iterated:
-        trainer = Trainer(config, learner, trainable, setting, Draws([Stories("L1")], (1,), seed))
+        trainer = Trainer(config, learner, trainable, setting, Draws({"L1": Stories("L1")}, (1,), seed))
         try:
             return await trainer.iterate(RunState())
         finally:

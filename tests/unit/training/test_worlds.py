@@ -181,6 +181,19 @@ async def test_the_servers_settings_are_those_asked_for(tmp_path: Path) -> None:
     assert (shown["context"]["budget_tokens"], shown["context"]["tokenizer"]) == (77, "estimate")
 
 
+async def test_a_persons_own_settings_are_not_those_of_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGEMEM_QDRANT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AGEMEM_QUOTA__ENTRIES", "1")
+    monkeypatch.setenv("AGEMEM_NAMESPACE", "not a namespace!")
+    settings = WorldSettings(tokenizer="estimate", folder=tmp_path, extra={"embedding": "none"})
+    async with in_process(settings, seed=1) as world, world.tools("one") as tools:
+        for text in ("Maya lives in Oslo.", "Tom drinks tea."):
+            added = {"content": text, "memory_type": "fact"}
+            await tools.require("Add_memory", added, session_id=None, actor=Actor.POLICY)
+
+
 async def test_settings_that_the_server_does_not_take_are_refused(tmp_path: Path) -> None:
     settings = WorldSettings(folder=tmp_path, extra={"embeding": "none"})
     with pytest.raises(ConfigurationError, match="AGEMEM_EMBEDING"):

@@ -7,13 +7,12 @@ log-probabilities are those of the distribution drawn from.
 
 Start the server like this:
 
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_SERVER_DEV_MODE=1 vllm serve FOLDER \
-        --logprobs-mode processed_logprobs --enable-lora --max-lora-rank R --enable-sleep-mode
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL \
+        --logprobs-mode processed_logprobs --enable-lora --max-lora-rank R
 
 ``processed_logprobs`` is needed at every temperature but 1: vLLM else tells log-probabilities from before the division
-by it, and its answer does not show which. The LoRA options are needed for :meth:`VLLMPolicy.load_adapter`, development
-mode and sleep mode for :meth:`VLLMPolicy.reload_weights`. Both routes open the server to whoever reaches it: keep it on
-this machine or a closed network.
+by it, and its answer does not show which. The LoRA options are needed for :meth:`VLLMPolicy.load_adapter`; its route
+opens the server to whoever reaches it: keep it on this machine or a closed network.
 
 New weights reach the server through files alone: it must see the trainer's folders under the same paths. vLLM's
 transfers from GPU to GPU (NCCL, IPC) are not used.
@@ -25,7 +24,6 @@ import hashlib
 import secrets
 import uuid
 from collections import Counter
-from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -69,7 +67,6 @@ class VLLMPolicy:
         *,
         temperature: float = 1.0,
         max_tokens: int = 2048,
-        window: int | None = None,
         seed: int | None = None,
         patience: Patience | None = None,
         client: httpx.AsyncClient | None = None,
@@ -81,9 +78,7 @@ class VLLMPolicy:
             tokenizer: the model's own, with a chat template.
             eos_ids: tokens that end a turn.
             temperature: 0 takes the most probable token.
-            max_tokens: the most tokens of one turn. Near the end of the window a turn may get fewer.
-            window: the most tokens of prompt and answer together (``--max-model-len``); None leaves it to the server
-                to refuse what is too long.
+            max_tokens: the most tokens of one turn. The server refuses what is too long for its ``--max-model-len``.
             seed: makes sampling repeatable as far as the server's arithmetic is: what a prompt is answered depends on
                 the seed, the prompt and how often it was asked before. None for other answers each time.
             patience: how long and how often the server is asked. Loading weights is one long silence.
@@ -96,7 +91,6 @@ class VLLMPolicy:
         self._silent_ids = self._encoder.control_ids | frozenset(eos_ids)
         self._temperature = temperature
         self._max_tokens = max_tokens
-        self._window = window
         self._seed = seed
         self._asked: Counter[bytes] = Counter()
         self._patience = patience or Patience()
@@ -176,28 +170,6 @@ class VLLMPolicy:
             await self._patiently(lambda: self._command(base, "/unload_lora_adapter", {"lora_name": before}, needed))
         return name
 
-    async def reload_weights(self) -> None:
-        """Let the server read its model's weights anew from the folder that it was started with.
-
-        Save the new weights into that folder first. The steps are those of vLLM's documentation ("Sleep Mode", level
-        2); at the end what was computed with the old weights is forgotten. Call it while no turn is being taken.
-
-        Raises:
-            RolloutServerError: the server has no such routes.
-            ProviderError: a step failed. The server may be asleep then: start it anew.
-        """
-        needed = "Start vLLM with VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode"
-        base = replace(self._endpoint, base_url=self._endpoint.base_url.rstrip("/").removesuffix("/v1"))
-        steps: tuple[tuple[str, dict[str, Any]], ...] = (
-            ("/sleep?level=2", {}),
-            ("/wake_up?tags=weights", {}),
-            ("/collective_rpc", {"method": "reload_weights"}),
-            ("/wake_up?tags=kv_cache", {}),
-            ("/reset_prefix_cache", {}),
-        )
-        for path, body in steps:
-            await self._patiently(lambda path=path, body=body: self._command(base, path, body, needed))
-
     async def close(self) -> None:
         """Release the connections, unless they were given; closing twice is harmless."""
         await self._connection.close()
@@ -206,7 +178,7 @@ class VLLMPolicy:
         return {
             "model": self.adapter or self._endpoint.model,
             "prompt": ids,
-            "max_tokens": self._room(len(ids)),
+            "max_tokens": self._max_tokens,
             "temperature": self._temperature,
             # named one by one: what is left out the server takes from the model's generation config
             "top_p": 1.0,
@@ -224,18 +196,6 @@ class VLLMPolicy:
             "return_token_ids": True,
             "logprobs": 0,  # of the sampled token alone
         }
-
-    def _room(self, prompt_tokens: int) -> int:
-        """How many tokens the answer to a prompt may have."""
-        if self._window is None:
-            return self._max_tokens
-        if prompt_tokens >= self._window:
-            msg = (
-                f"The prompt has {prompt_tokens:,} tokens, and the window of {self._window:,} must hold the answer as "
-                "well. Shorten the context (summarise or filter it), or serve the model with a longer window."
-            )
-            raise ProviderError(msg)
-        return min(self._max_tokens, self._window - prompt_tokens)
 
     def _seed_of(self, ids: list[int]) -> int:
         """Another seed each time that a prompt is asked: else the rollouts of a group would all be the same."""

@@ -40,11 +40,6 @@ class SkillResult:
     right: int
     tried: int
 
-    @property
-    def share(self) -> float:
-        """0 to 1."""
-        return self.right / self.tried if self.tried else 0.0
-
 
 def measure_skills(
     sampler: TurnSampler, *, system: str, drills: int = 300, split: Split = "test", seed: int = 0

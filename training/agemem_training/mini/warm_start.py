@@ -1,4 +1,4 @@
-"""The mini policy's warm start: a tokenizer, random weights, drills, demonstrated episodes, and the gate."""
+"""Supervised training of the mini policy on repeats, drills and demonstrated episodes."""
 
 # torch and transformers are extras: where they are installed their types are checked, elsewhere the rest still is
 # pyright: reportMissingImports=false, reportUnknownVariableType=false

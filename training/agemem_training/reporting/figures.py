@@ -110,7 +110,7 @@ def _behaviour(episode: Episode) -> dict[str, float]:
     called = Counter(call.call.name for call in policy_calls(episode))
     return {f"calls/{tool}": float(called[tool]) for tool in TOOLS} | {
         "steps": float(len(episode.steps)),
-        "prompt_tokens": float(sum(_prompt_tokens(step) for step in episode.steps)),
+        "prompt_tokens": float(sum(_prompt_tokens(step) for step in episode.steps) + episode.summary_tokens),
     }
 
 

@@ -81,8 +81,7 @@ def _what_fell(results: Results) -> str:
 
 def _run(results: Results) -> str:
     run = results.run
-    named = run.base_model or run.config.get("model", {}).get("path")
-    origin = "from scratch" if named is None else f"from {named}"
+    origin = "from scratch" if run.base_model is None else f"from {run.base_model}"
     rows = [
         ["seed", str(run.seed)],
         ["policy", f"{run.parameters:,} parameters, {origin}"],
@@ -206,11 +205,7 @@ def _cost(results: Results) -> str:
         return ""
     header = ["phase", "rollout tokens/s", "update tokens/s", "environment's share of rollouts"]
     header += ["rollout", "reward", "update"]
-    generate = results.generate_tokens_per_s
-    beside = (
-        "" if generate is None else f"\n\ntransformers' `generate`, same model and batch: {number(generate)} tokens/s."
-    )
-    return f"## Speed\n\n{table(header, rows)}{beside}"
+    return f"## Speed\n\n{table(header, rows)}"
 
 
 def _cost_row(phase: str, cost: Cost) -> list[str]:

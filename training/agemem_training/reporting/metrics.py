@@ -124,9 +124,9 @@ class Evaluation:
 
     record: Literal["evaluation"] = "evaluation"
     iteration: int
-    """After which one; 0 before training."""
+    """After which one, those of the warm start counted too: of ``before`` it is their number."""
     name: str
-    """Of the run's own policy ``before``, ``during`` or ``after``; else whom it measured, such as ``demonstrator``."""
+    """Of the run's own policy ``before``, ``during`` or ``after``; else whose, such as ``noisy demonstrator``."""
     level: str
     greedy: bool
     """Whether every token was the likeliest one; else it was sampled."""
@@ -196,6 +196,17 @@ class MetricsFile:
         """
         lines = self._lines()
         kept = [line for number, line in enumerate(lines, start=1) if self._record(line, number).iteration <= iteration]
+        write_atomically(self.path, b"".join(line + b"\n" for line in kept))
+
+    def drop_evaluations(self) -> None:
+        """Drop what was measured: a run that goes on under other conditions measures anew.
+
+        Raises:
+            ConfigurationError: see :meth:`read`.
+            OSError: the file cannot be written; the old one is whole.
+        """
+        lines = self._lines()
+        kept = [one for number, one in enumerate(lines, start=1) if isinstance(self._record(one, number), Iteration)]
         write_atomically(self.path, b"".join(line + b"\n" for line in kept))
 
     def _lines(self) -> list[bytes]:

@@ -42,13 +42,13 @@ def _card(results: Results) -> str:
 
 
 def _front_matter(run: Run) -> str:
-    # JSON strings are YAML strings, whatever stands in a model's name. The shipped one has no name at the hub.
-    base = "" if run.base_model in _OWN else f"base_model: {json.dumps(run.base_model)}\n"
+    # JSON strings are YAML strings, whatever stands in a model's name. The shipped one has no name at the hub; what
+    # became of another model has that one's licence.
+    own = "license: apache-2.0\nlanguage: en\n"
+    base = own if run.base_model in _OWN else f"base_model: {json.dumps(run.base_model)}\n"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
-license: apache-2.0
-language: en
 {base}tags:
 - agemem
 - agent-memory
@@ -60,9 +60,10 @@ language: en
 def _introduction(run: Run) -> str:
     origins = {None: "scratch", SHIPPED: "the warm start that agemem-mcp ships"}
     origin = origins.get(run.base_model, run.base_model)
+    learnt = "with step-wise GRPO" if run.config.get("grpo", {}).get("iterations", 1) else "on demonstrations alone"
     return f"""# {run.name}: a policy that manages its memory
 
-A causal language model of {run.parameters:,} parameters, trained from {origin} with step-wise GRPO after AgeMem
+A causal language model of {run.parameters:,} parameters, trained from {origin} {learnt} after AgeMem
 ([arXiv 2601.01885](https://arxiv.org/abs/2601.01885)). It decides when to add, update, delete and retrieve long-term
 memories and when to summarise or filter its context, by calling the six tools of an agemem-mcp server. It was trained
 against that very server."""
@@ -70,10 +71,11 @@ against that very server."""
 
 def _use(run: Run) -> str:
     counted = run.config.get("environment", {}).get("ids") == "sequential"
-    ids = "AGEMEM_IDS=sequential " if counted else ""
+    ids, memory = ("AGEMEM_IDS=sequential ", " --data-dir DIR/memory") if counted else ("", "")
+    serve = f"{ids}AGEMEM_POLICY__NAME=hf:DIR agemem-mcp serve --transport http{memory}"
     commands = {
-        f"{ids}agemem-mcp chat --policy hf:DIR": "DIR is the folder of this file",
-        f"{ids}AGEMEM_POLICY__NAME=hf:DIR agemem-mcp serve --transport http": "/v1/chat/completions answers with it",
+        f"{ids}agemem-mcp chat --policy hf:DIR{memory}": "DIR is the folder of this file",
+        serve: "/v1/chat/completions answers with it",
         "agemem-mcp train --evaluate DIR --seed 1 --episodes 200": "measure it on fresh held-out tasks",
     }
     width = max(map(len, commands))
@@ -89,13 +91,14 @@ server to carry out its calls the model is of no use.{_COUNTED if counted else "
 
 
 _COUNTED = """ The ids of memories must count from one (mem_1, mem_2, …), as
-`AGEMEM_IDS=sequential` has the server give them: it was trained with no others."""
+`AGEMEM_IDS=sequential` has the server give them in a folder of its own: it was trained with no others."""
 
 
 def _limits(run: Run) -> str:
     stories = """
 - It was trained on generated stories in plain English alone and knows no other words or topics: it shows what the
   method does, and is no assistant.
+- It can name the memories mem_1 to mem_99 and no more.
 """
     return f"""## Limits
 

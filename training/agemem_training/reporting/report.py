@@ -50,7 +50,6 @@ def report_data(results: Results) -> dict[str, Any]:
         "before_after": [_setting(setting) | _differences(before, after) for setting, before, after in results.pairs()],
         "compared_with": [one for setting in results.settings() for one in _compared(results, setting)],
         "speed": {phase: _speed(results.metrics.of_phase(phase)) for phase in PHASES},
-        "generate_tokens_per_s": results.generate_tokens_per_s,
         "iterations": [asdict(one) for one in results.metrics.iterations],
     }
 

@@ -89,10 +89,8 @@ class Results:
 
     run: Run
     metrics: Metrics
-    """Evaluations of other names than the run's own, such as ``demonstrator``, are compared with *after*."""
+    """Evaluations of other names than the run's own, such as ``noisy demonstrator``, are compared with *after*."""
     gates: tuple[SkillGate, ...] = ()
-    generate_tokens_per_s: float | None = None
-    """What transformers' ``generate`` makes with the same model and batch, where it was measured."""
 
     def settings(self) -> list[Setting]:
         """Every setting that something was measured in, not *during* alone, by level, greedy first."""

@@ -53,7 +53,8 @@ Deviations and choices:
 * "Tools" of the released code is not defined in the paper: here the share of the policy's calls with an effect.
 
 Holes that are left: one entry that tells many facts is as good as many entries, and a retrieval of everything is
-relevant as well. Compression is what both cost.
+relevant as well. Compression is what both cost. And a filter that is due is *preventive* however little it takes out,
+also where the turn and the server's report of it are longer than that.
 """
 
 from agemem_training.rewards.reward import JudgeScores, Reward, RewardSettings, Terms, Variant, judged, reward

@@ -16,8 +16,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from agemem_mcp.domain.text import preview
-from agemem_mcp.errors import ConfigurationError
+from agemem_mcp.domain.text import check_text, preview
+from agemem_mcp.errors import ConfigurationError, InvalidOperation
 from agemem_training.tasks.key_items import key_items
 from agemem_training.tasks.source import in_order, split_of
 from agemem_training.tasks.task import Fact, Task
@@ -177,7 +177,7 @@ class _Record:
         value = self._record.get(name)
         if not isinstance(value, str) or not value.strip():
             raise self.wrong(value, name, "text")
-        return value.strip()
+        return self._storable(value.strip(), name)
 
     def optional_text(self, name: str) -> str | None:
         """A field that may be missing."""
@@ -194,7 +194,10 @@ class _Record:
             if not all(isinstance(one, str) for one in listed):
                 raise self.wrong([title, listed], "context", expected)
             paragraphs.append(_Paragraph(title.strip(), tuple(one.strip() for one in cast("list[str]", listed))))
-        return [one for one in paragraphs if any(one.sentences)]
+        told = [one for one in paragraphs if any(one.sentences)]
+        for one in told:
+            self._storable(one.message, "context")
+        return told
 
     def supporting(self) -> list[tuple[str, int]]:
         """Title and sentence of every supporting fact."""
@@ -207,6 +210,14 @@ class _Record:
         if not facts:
             raise self.wrong([], "supporting_facts", "at least one fact")
         return facts
+
+    def _storable(self, text: str, name: str) -> str:
+        """A text that the server takes: else an episode would fail in the middle of a run."""
+        try:
+            return check_text(text, "a text")
+        except InvalidOperation as error:
+            msg = f"{self.where}: the field {name!r} cannot be told to the server: {error}"
+            raise ConfigurationError(msg) from error
 
     def wrong(self, value: object, name: str, expected: str) -> ConfigurationError:
         """What to say of a field that is not what it should be."""

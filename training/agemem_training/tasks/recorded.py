@@ -4,7 +4,7 @@ It takes three steps, so that nobody learns from a memory unseen: :func:`read_re
 folder, beside a running server and without changing anything; :func:`survey` tells what would be taken of it, to be
 shown; :func:`make_tasks` makes the tasks of what was read, and of nothing else.
 
-One session is one task:
+One session is one task, a long one several of :data:`LONGEST` operations each, as an episode's turns are bounded:
 
 * messages: the texts that the policy or the user added, changed or brought back in it, in order. A deletion is told as
   "This is no longer true: …", since what set it off is not in the ledger.
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 DISTRACTORS = 5
 """At most, per task; as in the released code."""
+LONGEST = 10
+"""Operations, and so messages, of one task: each takes a turn or two of an episode's ``max_rounds``."""
 _PREVIEWS = 5
 _WORD = re.compile(r"\w{4,}")
 
@@ -139,7 +141,7 @@ def survey(recording: Recording) -> Survey:
     texts = dict.fromkeys(event.record.content for event in reversed(events))
     return Survey(
         where=recording.where,
-        sessions=len(stories),
+        sessions=len({story.session for story in stories}),
         memories=len({event.record.memory_id for event in events}),
         changes=sum(event.kind in (MemoryEventKind.UPDATE, MemoryEventKind.DELETE) for event in events),
         withheld=recording.withheld,
@@ -159,9 +161,11 @@ def make_tasks(recording: Recording, split: Split) -> list[Task]:
 
 @dataclass(slots=True)
 class _Story:
-    """What was done to long-term memory in one session."""
+    """What was done to long-term memory in one session, or in a part of a long one."""
 
     session: str
+    part: int
+    """From 1."""
     thread: str
     """The first of the sessions that are bound together by memories."""
     events: list[MemoryEvent] = field(default_factory=list["MemoryEvent"])
@@ -185,19 +189,24 @@ class _Story:
 
 
 def _stories(recording: Recording) -> list[_Story]:
-    """All sessions, by their first rows."""
+    """All sessions, in parts that are no longer than a task, by their first rows."""
     rows = [
         (event, earlier)
         for history in recording.histories.values()
         for event, earlier in zip(history, [None, *history], strict=False)
         if event.actor is not Actor.ENVIRONMENT
     ]
-    stories: dict[str, _Story] = {}
+    stories: list[_Story] = []
+    latest: dict[str, _Story] = {}
     for event, earlier in sorted(rows, key=lambda row: row[0].seq):
         session = event.session_id or f"day-{event.at:%Y-%m-%d}"
-        stories.setdefault(session, _Story(session, thread=session)).add(event, earlier)
-    _bind(list(stories.values()))
-    return list(stories.values())
+        story = latest.get(session)
+        if story is None or len(story.events) == LONGEST:
+            story = latest[session] = _Story(session, 1 if story is None else story.part + 1, thread=session)
+            stories.append(story)
+        story.add(event, earlier)
+    _bind(stories)
+    return stories
 
 
 def _bind(stories: list[_Story]) -> None:
@@ -222,7 +231,7 @@ def _task(story: _Story, others: _TextsByWord) -> Task | None:
     if text is None or question is None:
         return None
     return Task(
-        task_id=f"recorded-{story.session}",
+        task_id=f"recorded-{story.session}" if story.part == 1 else f"recorded-{story.session}.{story.part}",
         query=question.question,
         answer=question.answer,
         messages=tuple(messages),

@@ -13,7 +13,7 @@ WHY = "the model behind the server needs torch and transformers: `pip install 'a
 torch = pytest.importorskip("torch", reason=WHY)
 transformers = pytest.importorskip("transformers", reason=WHY)
 
-from tests.unit.policies.local.tiny_checkpoint import WINDOW, write_random, write_script  # noqa: E402  after the skip
+from tests.unit.policies.local.tiny_checkpoint import write_random, write_script  # noqa: E402  after the skip
 from tests.unit.training.engines.vllm_server import MODEL, VLLM, refusal, serving  # noqa: E402  as above
 
 from agemem_mcp.errors import ProviderError  # noqa: E402  as above
@@ -161,15 +161,6 @@ async def test_turns_are_taken_at_the_same_time(vllm: VLLM, client: httpx.AsyncC
     assert len({one.action_ids for one in completions}) == 8
 
 
-async def test_a_turn_gets_fewer_tokens_near_the_end_of_the_window(vllm: VLLM, client: httpx.AsyncClient) -> None:
-    completion = await policy_of(vllm, client).act(PROMPT)
-    size = len(completion.prompt_ids)
-    assert len((await policy_of(vllm, client, window=size + 3).act(PROMPT)).action_ids) == 3
-    assert len((await policy_of(vllm, client, window=WINDOW, seed=1).act(PROMPT)).action_ids) == 12
-    with pytest.raises(ProviderError, match=r"The prompt has \d+ tokens, and the window"):
-        await policy_of(vllm, client, window=size).act(PROMPT)
-
-
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -272,26 +263,6 @@ async def test_a_server_that_takes_no_adapters_is_told_how_to_start(
     vllm.lora = False
     with pytest.raises(RolloutServerError, match=r"--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"):
         await policy_of(vllm, client).load_adapter(tmp_path)
-
-
-async def test_weights_are_read_anew_by_the_documented_steps(vllm: VLLM, client: httpx.AsyncClient) -> None:
-    await policy_of(vllm, client).reload_weights()
-    assert vllm.commands == [
-        ("/sleep?level=2", {}),
-        ("/wake_up?tags=weights", {}),
-        ("/collective_rpc", {"method": "reload_weights"}),
-        ("/wake_up?tags=kv_cache", {}),
-        ("/reset_prefix_cache", {}),
-    ]
-
-
-async def test_a_server_that_is_not_in_development_mode_is_told_how_to_start(
-    vllm: VLLM, client: httpx.AsyncClient
-) -> None:
-    vllm.development = False
-    with pytest.raises(RolloutServerError, match=r"Start vLLM with VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode"):
-        await policy_of(vllm, client).reload_weights()
-    assert len(vllm.commands) == 1
 
 
 async def test_closing_twice_is_harmless(random_folder: Path) -> None:

@@ -11,7 +11,7 @@ from tests.unit.training.untrained import SYSTEM, chatty_model, mini_tokenizer, 
 
 from agemem_policies.protocol import Call, Turn, parse, render
 from agemem_training.mini.drills import drill
-from agemem_training.mini.skills import SKILLS, SkillResult, _skills_of, measure_skills
+from agemem_training.mini.skills import SKILLS, _skills_of, measure_skills
 from agemem_training.sampling import TurnSampler
 
 
@@ -75,8 +75,3 @@ def test_another_decision_counts_for_no_skill_and_what_cannot_be_read_is_wrong()
     assert tried(render(Turn("new fact", (Call("Add_memory", {"content": "Tom works."}),)))) == set(SKILLS[:3])
     assert tried(render(Turn("Tom works", answer="ok"))) == set()
     assert tried("<think>new") == set(SKILLS)
-
-
-def test_a_share_is_of_what_was_tried() -> None:
-    assert SkillResult("ids", 3, 4).share == 0.75
-    assert SkillResult("ids", 0, 0).share == 0

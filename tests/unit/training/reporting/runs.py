@@ -139,9 +139,7 @@ def results(recorded: Metrics | None = None) -> Results:
         SkillGate(skill="names", right=99, n=100, required=0.9),
         SkillGate(skill="second query", right=61, n=100, required=0.9),
     )
-    return Results(
-        run=run, metrics=metrics() if recorded is None else recorded, gates=gates, generate_tokens_per_s=1720.0
-    )
+    return Results(run=run, metrics=metrics() if recorded is None else recorded, gates=gates)
 
 
 def _possible(name: str, value: float) -> float:

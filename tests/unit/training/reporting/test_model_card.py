@@ -34,6 +34,7 @@ def test_a_model_that_was_trained_further_names_its_base(tmp_path: Path) -> None
     made = results()
     front, text = written(replace(made, run=replace(made.run, base_model="Qwen/Qwen2.5-7B-Instruct")), tmp_path)
     assert front["base_model"] == "Qwen/Qwen2.5-7B-Instruct"
+    assert "license" not in front  # it is that model's
     assert "trained from Qwen/Qwen2.5-7B-Instruct" in text
     assert "from scratch" not in text
 
@@ -64,11 +65,18 @@ def test_a_model_that_knows_counted_ids_alone_has_its_server_give_such(tmp_path:
         return text.split("## How to use it")[1].split("\n## ")[0]
 
     counted, random = use("sequential"), use("random")
-    assert "\nAGEMEM_IDS=sequential agemem-mcp chat --policy hf:DIR " in counted
+    assert "\nAGEMEM_IDS=sequential agemem-mcp chat --policy hf:DIR --data-dir DIR/memory " in counted
     assert "\nAGEMEM_IDS=sequential AGEMEM_POLICY__NAME=hf:DIR agemem-mcp serve " in counted
     assert "it was trained with no others." in counted
     assert "\nagemem-mcp chat --policy hf:DIR " in random
     assert "AGEMEM_IDS" not in random
+    assert "--data-dir" not in random
+
+
+def test_a_model_that_learnt_from_demonstrations_alone_says_so(tmp_path: Path) -> None:
+    made = results()
+    _, text = written(replace(made, run=replace(made.run, config={"grpo": {"iterations": 0}})), tmp_path)
+    assert "trained from scratch on demonstrations alone after AgeMem" in text
 
 
 def test_the_card_holds_the_resolved_configuration(tmp_path: Path) -> None:

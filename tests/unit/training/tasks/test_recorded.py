@@ -13,7 +13,7 @@ from agemem_mcp.domain.operations import AddMemory, DeleteMemory, UpdateMemory
 from agemem_mcp.errors import ConfigurationError
 from agemem_mcp.service.long_term import Origin
 from agemem_training.tasks.cloze import fact_of
-from agemem_training.tasks.recorded import DISTRACTORS, RecordedTasks, make_tasks, read_recording, survey
+from agemem_training.tasks.recorded import DISTRACTORS, LONGEST, RecordedTasks, make_tasks, read_recording, survey
 from agemem_training.tasks.source import Split, split_of
 from agemem_training.tasks.task import Change
 
@@ -109,6 +109,22 @@ async def test_a_text_that_was_replaced_or_deleted_is_a_change(writer: Writer, l
         Change(fact_of("Maya's dog is called Rex.")),
         Change(fact_of("Maya lives in Rome."), lima),
     )
+
+
+async def test_a_long_session_makes_several_tasks_of_one_split(writer: Writer, lexical_settings: Settings) -> None:
+    ids = [await writer.add(f"The code of locker {number} is {number}77.", "s1") for number in range(LONGEST + 3)]
+    await writer.update(ids[0], "The code of locker 0 is 4242.", "s1")
+    recording = await read_recording(lexical_settings.data_dir)
+    tasks = all_tasks(recording)
+    assert [len(one.messages) for one in tasks.values()] == [LONGEST, 4]
+    assert list(tasks) == ["s1", "s1.2"]
+    # What the first part stored is there before the second begins.
+    assert tasks["s1.2"].background == ("The code of locker 0 is 077.",)
+    assert tasks["s1.2"].changes == (
+        Change(fact_of("The code of locker 0 is 077."), fact_of("The code of locker 0 is 4242.")),
+    )
+    assert sum(bool(make_tasks(recording, split)) for split in SPLITS) == 1
+    assert survey(recording).sessions == 1
 
 
 async def test_what_was_brought_back_is_no_change(writer: Writer, lexical_settings: Settings) -> None:
