@@ -202,7 +202,7 @@ def _calls(one: Evaluation) -> str:
 
 def _figure(found: Mapping[str, Metrics]) -> Figure:
     """Task success and both totals of the rollouts, iteration by iteration."""
-    figure = Figure(figsize=(15, 5), dpi=100, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(15, 5.5), dpi=100, layout="constrained", facecolor="white")
     panels = {"success": "Task success", "strict/total": "Strict total", "paper/total": "Paper's total"}
     for ax, (column, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         dress(ax, f"{title}, training rollouts")
@@ -212,7 +212,8 @@ def _figure(found: Mapping[str, Metrics]) -> Figure:
                 line(ax, series, VARIANTS[name].colour)
                 ax.plot([], [], color=VARIANTS[name].colour, label=VARIANTS[name].what)
         ax.set_xlabel("iteration of GRPO")
-    figure.axes[0].legend(loc="lower right", frameon=False)
+    # Each panel has the same lines.
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

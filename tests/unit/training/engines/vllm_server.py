@@ -1,7 +1,7 @@
 """A server that speaks vLLM's wire format, with a small model of transformers behind it.
 
-Routes and fields are those of vLLM 0.10.2's ``/v1/completions`` with token ids, of its LoRA routes and of its
-development mode. What vLLM passes over without a word (an unknown field) is passed over here too.
+Routes and fields are those of vLLM 0.10.2's ``/v1/completions`` with token ids, and of its LoRA routes. What vLLM
+passes over without a word (an unknown field) is passed over here too.
 """
 
 # torch is an extra; who imports this skips where it is absent
@@ -34,8 +34,6 @@ class VLLM:
     tokenizer: Any
     lora: bool = True
     """Whether it was started with ``VLLM_ALLOW_RUNTIME_LORA_UPDATING``."""
-    development: bool = True
-    """Whether it was started with ``VLLM_SERVER_DEV_MODE``."""
     changes: dict[str, Any] = field(default_factory=dict)
     """What stands in a choice instead of what would; None takes a field away."""
     failures: list[Response] = field(default_factory=list)
@@ -99,8 +97,6 @@ class VLLM:
         """Answer whatever is no completion."""
         if self.lora and path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
             return self.load(body) if "unload" not in path else self.unload(body)
-        if self.development and path in ("/sleep", "/wake_up", "/collective_rpc", "/reset_prefix_cache"):
-            return Response()
         return JSONResponse({"detail": "Not Found"}, status_code=404)
 
 
