@@ -58,6 +58,5 @@ def test_runs_are_drawn_in_their_own_colours() -> None:
     figure = _figure({"strict": metrics(), "paper": metrics()})
     colours = {line.get_color() for line in figure.axes[0].get_lines()}
     assert colours == {VARIANTS["strict"].colour, VARIANTS["paper"].colour}
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
+    [legend] = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {"strict reward", "paper's reward"}
