@@ -79,16 +79,13 @@ def train(
     """Train a policy that manages memory, and measure it on tasks it has not seen."""
     start_logging(load_settings().log_level)
     _check_combination(out=out, resume=resume, evaluate=evaluate)
-    if evaluate is None:
-        _check_training(episodes=episodes, sampled=sampled)
-    else:
-        _check_measuring(model=model, iterations=iterations, force=force)
     if evaluate is not None:
+        _check_measuring(model=model, iterations=iterations, force=force)
         chosen = _of_checkpoint(evaluate, preset, config)
-    elif resume is not None and preset is None and config is None:
-        chosen = _of_run(resume)
     else:
-        chosen = _chosen(preset, config, model)
+        _check_training(episodes=episodes, sampled=sampled)
+        own = resume if preset is None and config is None else None
+        chosen = _chosen(preset, config, model) if own is None else _of_run(own)
     chosen = _with_options(chosen, seed=seed, model=model, tasks=tasks, iterations=iterations)
     _need_torch()
     resume_garbage_collection()
@@ -97,10 +94,7 @@ def train(
     if dry_run:
         _show_plan(chosen, as_json=json)
     elif evaluate is not None:
-        from agemem_training.measuring import Measuring, measure  # noqa: PLC0415  loads torch
-
-        with _telling_interruption():
-            measure(chosen, evaluate, Measuring(episodes or _EPISODES, not sampled, json), show=show)
+        _measure(chosen, evaluate, show, episodes=episodes or _EPISODES, sampled=sampled, as_json=json)
     else:
         _train(chosen, resume or out, show, resume=resume is not None, force=force, as_json=json)
 
@@ -132,6 +126,15 @@ def _check_measuring(*, model: str | None, iterations: int | None, force: bool) 
             f"{' and '.join(unheeded)}."
         )
         raise InvalidOperation(msg)
+
+
+def _measure(
+    config: RunConfig, checkpoint: Path, show: Callable[[Survey], None], *, episodes: int, sampled: bool, as_json: bool
+) -> None:
+    from agemem_training.measuring import Measuring, measure  # noqa: PLC0415  loads torch
+
+    with _telling_interruption():
+        measure(config, checkpoint, Measuring(episodes, not sampled, as_json), show=show)
 
 
 def _train(
