@@ -89,8 +89,7 @@ def train(
     chosen = _with_options(chosen, seed=seed, model=model, tasks=tasks, iterations=iterations)
     _need_torch()
     resume_garbage_collection()
-    # Of several processes that a launcher started, one asks.
-    show = _shower(yes=yes or not is_first())
+    show = _shower(yes=yes)
     if dry_run:
         _show_plan(chosen, as_json=json)
     elif evaluate is not None:
@@ -249,7 +248,9 @@ def _with_options(
 
 def _shower(*, yes: bool) -> Callable[[Survey], None]:
     def show(survey: Survey) -> None:
-        """Show what is taken of what people stored, and ask."""
+        """Show what is taken of what people stored, and ask; of several processes that a launcher started, one does."""
+        if not is_first():
+            return
         typer.echo(str(survey), err=True)
         if yes:
             return
